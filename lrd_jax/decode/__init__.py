@@ -1,0 +1,1 @@
+"""Decoding: belief maths, the decode state, its two phases and the loop."""

@@ -1,0 +1,1 @@
+"""LLaDA and Dream as one bidirectional transformer with per-family settings."""

@@ -1,0 +1,123 @@
+"""One bidirectional transformer block, scanned over layers; KV cache in and out.
+
+Parameters are a plain dict, the layers of `blocks` stacked on a leading axis L:
+
+    embed [V, D]   head [D, V] (absent when tied)   norm.scale [D]
+    blocks.attn_norm.scale, blocks.mlp_norm.scale [L, D]
+    blocks.attn.{q, k, v, out}, and {q, k, v}_bias where the family has them
+    blocks.mlp.{gate, up, down}
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from lrd_jax.base import KVCache, Params
+from lrd_jax.config import ModelConfig
+from lrd_jax.model import layers
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and MLP, each added to the residual stream."""
+
+    def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        self.attn_norm = layers.RMSNorm(cfg.d_model, cfg.norm_eps)
+        self.attn = layers.Attention(cfg, rngs=rngs)
+        self.mlp_norm = layers.RMSNorm(cfg.d_model, cfg.norm_eps)
+        self.mlp = layers.GatedMLP(cfg, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B n D"],
+        angles: Any,
+        key_mask: Any,
+        slots: Any,
+        start: Any,
+    ) -> tuple[Float[Array, "B n D"], Any]:
+        mixed, slots = self.attn(self.attn_norm(x), angles, key_mask, slots, start)
+        x = x + mixed
+        return x + self.mlp(self.mlp_norm(x)), slots
+
+
+def _new_block(cfg: ModelConfig, key: jax.Array) -> Block:
+    return Block(cfg, rngs=nnx.Rngs(key))
+
+
+def init_params(
+    cfg: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32
+) -> Params:
+    """Random weights: normal with variance 1 / fan-in, norms at one, biases at zero."""
+    embed_key, head_key, block_key = jax.random.split(key, 3)
+
+    def block(key: jax.Array) -> Params:
+        return nnx.to_pure_dict(nnx.state(_new_block(cfg, key), nnx.Param))
+
+    params = {
+        "embed": jax.random.normal(embed_key, (cfg.vocab_size, cfg.d_model)),
+        "blocks": jax.vmap(block)(jax.random.split(block_key, cfg.num_layers)),
+        "norm": {"scale": jnp.ones(cfg.d_model)},
+    }
+    if not cfg.tie_embeddings:
+        shape = (cfg.d_model, cfg.vocab_size)
+        params["head"] = jax.random.normal(head_key, shape) * cfg.d_model**-0.5
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+def abstract_params(cfg: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Params:
+    """Shapes and dtypes of the parameters, without making them."""
+    init = functools.partial(init_params, cfg, dtype=dtype)
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def init_cache(
+    cfg: ModelConfig, batch: int, length: int, dtype: jnp.dtype = jnp.float32
+) -> KVCache:
+    """An empty cache of `length` slots a row."""
+    shape = (cfg.num_layers, batch, length, cfg.num_kv_heads, cfg.head_dim)
+    return KVCache(keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype))
+
+
+def run_blocks(
+    cfg: ModelConfig,
+    params: Params,
+    embeds: Float[Array, "B n D"],
+    positions: Int[Array, "B n"],
+    key_mask: Bool[Array, "B T"],
+    cache: KVCache | None = None,
+    start: Int[Array, " B"] | None = None,
+) -> tuple[Float[Array, "B n D"], KVCache | None]:
+    """Runs all layers and the last norm over n rows.
+
+    Args:
+        cfg: the model's shape.
+        params: see the module docstring.
+        embeds: `[B, n, D]` what the first layer reads.
+        positions: `[B, n]` rotary positions of these rows.
+        key_mask: `[B, T]` True where a position may be attended to.
+        cache: keys and values of all T positions; the n rows are written into it and
+            attention reads all of it. None attends among the n = T rows.
+        start: `[B]` slot of the first row; None for 0.
+
+    Returns:
+        `[B, n, D]` in the dtype of `embeds`, and the cache as written.
+    """
+    block_def, _ = nnx.split(nnx.eval_shape(lambda: _new_block(cfg, jax.random.key(0))))
+    wide = layers.at_least_float32(embeds.dtype)
+    angles = layers.rotary_angles(positions, cfg.head_dim, cfg.rope_theta, wide)
+
+    def layer(x: Any, inputs: Any) -> Any:
+        block_params, slots = inputs
+        block = nnx.merge(block_def, block_params)
+        return block(x, angles, key_mask, slots, start)
+
+    slots = None if cache is None else (cache.keys, cache.values)
+    x, slots = jax.lax.scan(layer, embeds, (params["blocks"], slots))
+    norm_def, _ = nnx.split(
+        nnx.eval_shape(lambda: layers.RMSNorm(cfg.d_model, cfg.norm_eps))
+    )
+    hidden = nnx.merge(norm_def, params["norm"])(x)
+    return hidden, None if slots is None else KVCache(keys=slots[0], values=slots[1])

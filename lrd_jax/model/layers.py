@@ -1,0 +1,144 @@
+"""The parts of a transformer block: RMSNorm, rotary embedding, attention, gated MLP."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from lrd_jax.config import ModelConfig
+
+
+def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
+    """The dtype that norms, rotations and reductions run in."""
+    return np.promote_types(dtype, np.float32)  # jnp's refuses under strict promotion.
+
+
+def precision_for(dtype: jnp.dtype) -> jax.lax.Precision | None:
+    """Full-precision products for float32 weights, which TPUs would else round."""
+    return None if dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
+
+
+def contract(
+    spec: str, x: Float[Array, "..."], weight: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """`jnp.einsum` in the dtype of the weights."""
+    return jnp.einsum(spec, x, weight, precision=precision_for(weight.dtype))
+
+
+def _initial(
+    rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int
+) -> nnx.Param[Float[Array, "..."]]:
+    return nnx.Param(jax.random.normal(rngs.params(), shape) / jnp.sqrt(fan_in))
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm with the cast order of the published PyTorch code.
+
+    The row is normalised in float32, cast back, and only then scaled.
+    """
+
+    def __init__(self, width: int, eps: float) -> None:
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(width))
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        wide = x.astype(at_least_float32(x.dtype))
+        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        normed = wide * jax.lax.rsqrt(mean_square + self.eps)
+        return normed.astype(x.dtype) * self.scale[...][None, None, :]
+
+
+def rotary_angles(
+    positions: Int[Array, "B T"], head_dim: int, theta: float, dtype: jnp.dtype
+) -> tuple[Float[Array, "B T 1 h"], Float[Array, "B T 1 h"]]:
+    """Cosines and sines of the rotary embedding, h = head_dim / 2."""
+    exponent = jnp.arange(0, head_dim, 2, dtype=dtype) / head_dim
+    angles = positions[..., None].astype(dtype) * (theta**-exponent)[None, None, :]
+    return jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
+
+
+def rotate(
+    x: Float[Array, "B T A H"],
+    cos: Float[Array, "B T 1 h"],
+    sin: Float[Array, "B T 1 h"],
+) -> Float[Array, "B T A H"]:
+    """Rotates pairs (i, i + H/2) of the channels, in float32 or better."""
+    first, second = jnp.split(x.astype(cos.dtype), 2, axis=-1)
+    rotated = (first * cos - second * sin, second * cos + first * sin)
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+
+
+def write_slots(
+    slots: Float[Array, "B T K H"],
+    rows: Float[Array, "B n K H"],
+    start: Int[Array, " B"] | None,
+) -> Float[Array, "B T K H"]:
+    """Writes each batch row's `rows` into its slots from `start[b]` on (None for 0)."""
+    rows = rows.astype(slots.dtype)
+    if start is None:
+        return jax.lax.dynamic_update_slice(slots, rows, (0, 0, 0, 0))
+    return jax.vmap(
+        lambda slot, row, at: jax.lax.dynamic_update_slice(slot, row, (at, 0, 0))
+    )(slots, rows, start)
+
+
+class Attention(nnx.Module):
+    """Bidirectional grouped-query attention over the keys that `key_mask` allows."""
+
+    def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        width, heads, kv_heads = cfg.d_model, cfg.num_heads, cfg.num_kv_heads
+        self.q = _initial(rngs, (width, heads, cfg.head_dim), width)
+        self.k = _initial(rngs, (width, kv_heads, cfg.head_dim), width)
+        self.v = _initial(rngs, (width, kv_heads, cfg.head_dim), width)
+        self.out = _initial(rngs, (heads, cfg.head_dim, width), heads * cfg.head_dim)
+        self.has_bias = cfg.qkv_bias
+        if cfg.qkv_bias:
+            self.q_bias = nnx.Param(jnp.zeros((heads, cfg.head_dim)))
+            self.k_bias = nnx.Param(jnp.zeros((kv_heads, cfg.head_dim)))
+            self.v_bias = nnx.Param(jnp.zeros((kv_heads, cfg.head_dim)))
+
+    def __call__(
+        self,
+        x: Float[Array, "B n D"],
+        angles: tuple[Float[Array, "B n 1 h"], Float[Array, "B n 1 h"]],
+        key_mask: Bool[Array, "B T"],
+        slots: tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]] | None,
+        start: Int[Array, " B"] | None,
+    ) -> tuple[
+        Float[Array, "B n D"],
+        tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]] | None,
+    ]:
+        """Attends from the n rows of `x` to themselves, or to `slots` once written."""
+        q = contract("bnd,dah->bnah", x, self.q[...])
+        k = contract("bnd,dkh->bnkh", x, self.k[...])
+        v = contract("bnd,dkh->bnkh", x, self.v[...])
+        if self.has_bias:
+            q = q + self.q_bias[...][None, None]
+            k = k + self.k_bias[...][None, None]
+            v = v + self.v_bias[...][None, None]
+        q, k = rotate(q, *angles), rotate(k, *angles)
+        if slots is not None:
+            k = write_slots(slots[0], k, start)
+            v = write_slots(slots[1], v, start)
+            slots = (k, v)
+        # It mixes dtypes inside, which strict promotion forbids for bfloat16.
+        with jax.numpy_dtype_promotion("standard"):
+            mixed = jax.nn.dot_product_attention(
+                q, k, v, mask=key_mask[:, None, None, :]
+            )
+        return contract("bnah,ahd->bnd", mixed, self.out[...]), slots
+
+
+class GatedMLP(nnx.Module):
+    """`down(silu(gate(x)) * up(x))`."""
+
+    def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        self.gate = _initial(rngs, (cfg.d_model, cfg.mlp_dim), cfg.d_model)
+        self.up = _initial(rngs, (cfg.d_model, cfg.mlp_dim), cfg.d_model)
+        self.down = _initial(rngs, (cfg.mlp_dim, cfg.d_model), cfg.mlp_dim)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        gate = contract("btd,df->btf", x, self.gate[...])
+        up = contract("btd,df->btf", x, self.up[...])
+        return contract("btf,fd->btd", jax.nn.silu(gate) * up, self.down[...])

@@ -1,0 +1,118 @@
+"""Checks settings and reads them from TOML: one clear line for every mistake."""
+
+import dataclasses
+import difflib
+import pathlib
+import tomllib
+import types
+import typing
+from typing import Any, Literal, TypeVar
+
+from lrd_jax.base import UserError
+
+ConfigT = TypeVar("ConfigT")
+
+
+def check(ok: bool, name: str, value: object, expected: str) -> None:
+    """Raises a one-line `UserError` that names the setting unless `ok`."""
+    if not ok:
+        raise UserError(f"`{name}` must be {expected}, got {value!r}.")
+
+
+def _matches(value: object, kind: Any) -> bool:
+    """Whether `value` fits the annotation; an int passes for a float, no bool does."""
+    if isinstance(kind, types.UnionType):
+        return any(_matches(value, k) for k in typing.get_args(kind))
+    if typing.get_origin(kind) is Literal:
+        return value in typing.get_args(kind)
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        return isinstance(value, tuple) and all(_matches(v, item) for v in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _describe(kind: Any) -> str:
+    if isinstance(kind, types.UnionType):
+        return " or ".join(_describe(k) for k in typing.get_args(kind))
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(kind)))
+    if kind is types.NoneType:
+        return "nothing"
+    return {int: "a whole number", float: "a number", bool: "true or false"}.get(
+        kind, getattr(kind, "__name__", str(kind))
+    )
+
+
+def check_types(config: Any) -> None:
+    """Raises `UserError` at the first field whose value is of another type."""
+    kinds = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value, kind = getattr(config, field.name), kinds[field.name]
+        check(_matches(value, kind), field.name, value, _describe(kind))
+
+
+def field_names(cls: type) -> list[str]:
+    """Names of the settings of `cls` that can be set."""
+    return [f.name for f in dataclasses.fields(cls) if f.init]
+
+
+def unknown_name(name: str, known: list[str], where: str) -> UserError:
+    """The error for a misspelt name, with the nearest known ones."""
+    near = difflib.get_close_matches(name, known, n=3)
+    hint = (
+        f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}."
+    )
+    return UserError(f"{where}: unknown setting {name!r}; {hint}")
+
+
+def build(cls: type[ConfigT], values: dict[str, Any], where: str) -> ConfigT:
+    """Makes a `cls` of `values`; `where` says in errors which file they come from.
+
+    Raises:
+        UserError: unknown key (with near matches), wrong type or out of range.
+    """
+    for name in values:
+        if name not in field_names(cls):
+            raise unknown_name(name, field_names(cls), where)
+    try:
+        return cls(**values)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def shipped_configs() -> dict[str, pathlib.Path]:
+    """Name -> path of the configs that come with the package."""
+    here = pathlib.Path(__file__).parent
+    # In the wheel they lie inside the package, in a checkout beside it.
+    for folder in (here / "configs", here.parent / "configs"):
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return {}
+
+
+def read_toml(path_or_name: str) -> tuple[dict[str, Any], str]:
+    """Reads a config file, or a shipped one by its name.
+
+    Returns:
+        The top-level table and the path it came from.
+
+    Raises:
+        UserError: no such file, or not valid TOML.
+    """
+    path = pathlib.Path(path_or_name)
+    if not path.is_file():
+        shipped = shipped_configs()
+        if path_or_name not in shipped:
+            raise UserError(
+                f"no config file {path_or_name!r}; give a path to a .toml file or one "
+                f"of the shipped names: {', '.join(shipped)}."
+            )
+        path = shipped[path_or_name]
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8")), str(path)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
