@@ -12,18 +12,19 @@ Axis letters, used in every shape in this package:
 """
 
 import dataclasses
+import typing
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import flax.struct
 from jaxtyping import Array, Bool, Float, Int
 
+from lrd_jax.errors import UserError as UserError
+
 Params = Any  # A pytree of arrays; its structure is the model's own business.
 
 
-class UserError(ValueError):
-    """A mistake in what the user gave; the message is one line they can act on."""
-
-
+@typing.no_type_check  # Else the test-time shape checker also stops `jax.eval_shape`.
 @flax.struct.dataclass
 class KVCache:
     """Keys and values of every position, one fixed-size slot per position.
@@ -37,6 +38,7 @@ class KVCache:
     values: Float[Array, "L B T K H"]
 
 
+@typing.runtime_checkable
 class HiddenFn(Protocol):
     def __call__(
         self,
@@ -70,26 +72,9 @@ class HiddenFn(Protocol):
         ...
 
 
-class EmbedFn(Protocol):
-    def __call__(self, params: Params, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
-        """Looks up token embeddings."""
-        ...
-
-
-class LogitsFn(Protocol):
-    def __call__(
-        self, params: Params, hidden: Float[Array, "R D"]
-    ) -> Float[Array, "R V"]:
-        """Applies the output head; float32, linear in `hidden` (guidance needs it)."""
-        ...
-
-
-class ExpectFn(Protocol):
-    def __call__(
-        self, params: Params, probs: Float[Array, "R V"]
-    ) -> Float[Array, "R D"]:
-        """Averages the embedding table under `probs`: `probs @ table`, float32."""
-        ...
+EmbedFn = Callable[[Params, Int[Array, "..."]], Float[Array, "... D"]]
+LogitsFn = Callable[[Params, Float[Array, "R D"]], Float[Array, "R V"]]
+ExpectFn = Callable[[Params, Float[Array, "R V"]], Float[Array, "R D"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +87,10 @@ class Denoiser:
     Attributes:
         embed: ids `[...]` -> embeddings `[..., D]`.
         hidden: embeddings -> hidden rows, see `HiddenFn`.
-        logits: hidden rows `[R, D]` -> float32 logits `[R, V]`.
+        logits: hidden rows `[R, D]` -> float32 logits `[R, V]`; linear, which
+            classifier-free guidance relies on.
         expect: probabilities `[R, V]` -> mean embeddings `[R, D]`, float32.
-        init_cache: `(batch, length)` -> an empty `KVCache`.
+        init_cache: `(batch, length, dtype)` -> an empty `KVCache`.
         mask_id: the mask token; never predicted by LRD.
         eos_ids: ids that end a text; the first is end of text, others end of turn.
         pad_id: what fills the window behind the end of the text.
@@ -117,7 +103,7 @@ class Denoiser:
     hidden: HiddenFn
     logits: LogitsFn
     expect: ExpectFn
-    init_cache: Any
+    init_cache: Callable[..., KVCache]
     mask_id: int
     eos_ids: tuple[int, ...]
     pad_id: int

@@ -8,7 +8,7 @@ import dataclasses
 import math
 from typing import ClassVar, Literal
 
-from lrd_jax.base import UserError
+from lrd_jax.errors import UserError
 from lrd_jax.settings import check, check_types
 
 

@@ -8,7 +8,7 @@ import types
 import typing
 from typing import Any, Literal, TypeVar
 
-from lrd_jax.base import UserError
+from lrd_jax.errors import UserError
 
 ConfigT = TypeVar("ConfigT")
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from lrd_jax.base import KVCache, Params
@@ -48,7 +49,7 @@ def _new_block(cfg: ModelConfig, key: jax.Array) -> Block:
 
 
 def init_params(
-    cfg: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32
+    cfg: ModelConfig, key: jax.Array, dtype: DTypeLike = jnp.float32
 ) -> Params:
     """Random weights: normal with variance 1 / fan-in, norms at one, biases at zero."""
     embed_key, head_key, block_key = jax.random.split(key, 3)
@@ -67,14 +68,14 @@ def init_params(
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
-def abstract_params(cfg: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Params:
+def abstract_params(cfg: ModelConfig, dtype: DTypeLike = jnp.float32) -> Params:
     """Shapes and dtypes of the parameters, without making them."""
     init = functools.partial(init_params, cfg, dtype=dtype)
     return jax.eval_shape(init, jax.random.key(0))
 
 
 def init_cache(
-    cfg: ModelConfig, batch: int, length: int, dtype: jnp.dtype = jnp.float32
+    cfg: ModelConfig, batch: int, length: int, dtype: DTypeLike = jnp.float32
 ) -> KVCache:
     """An empty cache of `length` slots a row."""
     shape = (cfg.num_layers, batch, length, cfg.num_kv_heads, cfg.head_dim)

@@ -24,8 +24,8 @@ _GENERIC = frozenset(
 )
 _LLADA_IGNORED = _GENERIC | frozenset(
     "alibi_bias_max attention_dropout attention_layer_norm_with_affine "
-    "embedding_dropout flash_attention init_cutoff_factor init_device init_fn init_std precision "
-    "residual_dropout".split()
+    "embedding_dropout flash_attention init_cutoff_factor init_device init_fn "
+    "init_std precision residual_dropout".split()
 )
 _DREAM_IGNORED = _GENERIC | frozenset(
     # The window fields only act together with use_sliding_window.

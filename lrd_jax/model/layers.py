@@ -4,17 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from lrd_jax.config import ModelConfig
 
 
-def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
+def at_least_float32(dtype: DTypeLike) -> np.dtype:
     """The dtype that norms, rotations and reductions run in."""
     return np.promote_types(dtype, np.float32)  # jnp's refuses under strict promotion.
 
 
-def precision_for(dtype: jnp.dtype) -> jax.lax.Precision | None:
+def precision_for(dtype: DTypeLike) -> jax.lax.Precision | None:
     """Full-precision products for float32 weights, which TPUs would else round."""
     return None if dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
 
@@ -50,7 +51,7 @@ class RMSNorm(nnx.Module):
 
 
 def rotary_angles(
-    positions: Int[Array, "B T"], head_dim: int, theta: float, dtype: jnp.dtype
+    positions: Int[Array, "B T"], head_dim: int, theta: float, dtype: DTypeLike
 ) -> tuple[Float[Array, "B T 1 h"], Float[Array, "B T 1 h"]]:
     """Cosines and sines of the rotary embedding, h = head_dim / 2."""
     exponent = jnp.arange(0, head_dim, 2, dtype=dtype) / head_dim

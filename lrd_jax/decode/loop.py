@@ -1,0 +1,399 @@
+"""The decode loop: act on the newest belief, run one forward, measure; repeat.
+
+A turn acts first, so a row that its last commit finishes takes no further forward, and
+the switch from phase 1 to phase 2 takes none of its own.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from lrd_jax.base import Denoiser, Params
+from lrd_jax.config import DecodeConfig, DreamConfig, LladaConfig, MethodConfig
+from lrd_jax.decode import belief
+from lrd_jax.decode.commit import commit_step, count_stable, kl_stop, lrd_plan
+from lrd_jax.decode.plan import Plan
+from lrd_jax.decode.refine import after_commit, reduce_kl, refine_step, settled
+from lrd_jax.decode.samplers import dream_plan, llada_plan
+from lrd_jax.decode.state import (
+    DecodeResult,
+    DecodeState,
+    Phase,
+    StopReason,
+    WindowBelief,
+    finish,
+    init_state,
+    put_at,
+    select_rows,
+    take_window,
+)
+
+
+class Stepper(NamedTuple):
+    """The loop's bodies one by one, each jitted; nothing is donated.
+
+    Attributes:
+        init: `(params, prompt_ids, prompt_mask, key, open_mask=None)` -> DecodeState.
+        refine: `(params, state)` -> the state after one forward of the rows in phase 1
+            or at the start of a block; other rows are untouched.
+        commit: `(params, state)` -> the state after a commit and one forward of the
+            rows in phase 2; other rows are untouched.
+        step: `(params, state)` -> the state after one turn of every row; repeated until
+            `active(state)` is False it replays `decode_fn`.
+        active: `(state)` -> whether any row still decodes.
+        finish: `(state)` -> DecodeResult.
+    """
+
+    init: Callable[..., DecodeState]
+    refine: Callable[[Params, DecodeState], DecodeState]
+    commit: Callable[[Params, DecodeState], DecodeState]
+    step: Callable[[Params, DecodeState], DecodeState]
+    active: Callable[[DecodeState], Bool[Array, ""]]
+    finish: Callable[[DecodeState], DecodeResult]
+
+
+def make_plan(denoiser: Denoiser, cfg: MethodConfig) -> Plan:
+    """Resolves a method's settings for one model."""
+    if isinstance(cfg, LladaConfig):
+        return llada_plan(denoiser, cfg)
+    if isinstance(cfg, DreamConfig):
+        return dream_plan(denoiser, cfg)
+    return lrd_plan(denoiser, cfg)
+
+
+def make_decode_fn(
+    denoiser: Denoiser, cfg: MethodConfig
+) -> Callable[..., DecodeResult]:
+    """Builds the jitted decoder of one model and method.
+
+    Args:
+        denoiser: the model, see `lrd_jax.load(...).denoiser`.
+        cfg: `DecodeConfig` for LRD, or another method's config.
+
+    Returns:
+        `decode_fn(params, prompt_ids, prompt_mask, key, open_mask=None)`, pure and
+        compiled once per shape of its arguments:
+
+        - `prompt_ids` `[B, P]` ids, left-padded;
+        - `prompt_mask` `[B, P]` True at real tokens;
+        - `key` one random key (row r folds in r), or one per row;
+        - `open_mask` `[B, P]` for infilling: True at the positions to generate. The
+          prompt is then the whole text, decoded as one block, and `gen_length` and
+          `block_length` are not used.
+
+        The answer is a `DecodeResult`.
+
+    Raises:
+        ValueError: when traced, for arguments of a wrong shape or dtype, an empty
+            prompt, a prompt + window beyond the model's context, or infilling with
+            `stop_at_eos` or with another method than LRD.
+    """
+    plan = make_plan(denoiser, cfg)
+
+    @jax.jit
+    def decode_fn(
+        params: Params,
+        prompt_ids: Array,
+        prompt_mask: Array,
+        key: Array,
+        open_mask: Array | None = None,
+    ) -> DecodeResult:
+        state = _init(plan, cfg, params, prompt_ids, prompt_mask, key, open_mask)
+        state = jax.lax.while_loop(
+            active, lambda s: turn(plan, params, s, _alive(s)), state
+        )
+        return finish(state, denoiser)
+
+    return decode_fn
+
+
+def make_stepper(denoiser: Denoiser, cfg: MethodConfig) -> Stepper:
+    """Builds the bodies of the loop, for research loops, live views and tests.
+
+    Args:
+        denoiser: the model.
+        cfg: as for `make_decode_fn`.
+    """
+    plan = make_plan(denoiser, cfg)
+
+    def init(
+        params: Params,
+        prompt_ids: Array,
+        prompt_mask: Array,
+        key: Array,
+        open_mask: Array | None = None,
+    ) -> DecodeState:
+        return _init(plan, cfg, params, prompt_ids, prompt_mask, key, open_mask)
+
+    def refine(params: Params, state: DecodeState) -> DecodeState:
+        return turn(plan, params, state, state.phase <= Phase.REFINE)
+
+    def commit(params: Params, state: DecodeState) -> DecodeState:
+        return turn(plan, params, state, state.phase == Phase.COMMIT)
+
+    def step(params: Params, state: DecodeState) -> DecodeState:
+        return turn(plan, params, state, _alive(state))
+
+    return Stepper(
+        init=jax.jit(init),
+        refine=jax.jit(refine),
+        commit=jax.jit(commit),
+        step=jax.jit(step),
+        active=jax.jit(active),
+        finish=jax.jit(functools.partial(finish, denoiser=denoiser)),
+    )
+
+
+def active(state: DecodeState) -> Bool[Array, ""]:
+    """Whether any row still decodes."""
+    return jnp.any(_alive(state))
+
+
+def _alive(state: DecodeState) -> Bool[Array, " B"]:
+    return state.phase != Phase.DONE
+
+
+def turn(
+    plan: Plan, params: Params, state: DecodeState, rows: Bool[Array, " B"]
+) -> DecodeState:
+    """Acts on the newest belief of `rows`, runs their next forward, measures it."""
+    state = refine_step(plan, params, state, rows & (state.phase == Phase.REFINE))
+    state = commit_step(plan, params, state, rows & (state.phase == Phase.COMMIT))
+    rows = rows & _alive(state)
+    return jax.lax.cond(
+        jnp.any(rows), lambda s: predict(plan, params, s, rows), lambda s: s, state
+    )
+
+
+def predict(
+    plan: Plan, params: Params, state: DecodeState, rows: Bool[Array, " B"]
+) -> DecodeState:
+    """One forward of the model, and what it says about `rows`."""
+    hidden = _window_hidden(plan, params, state)
+    reading = _read_window(plan, params, state, hidden)
+    first = (state.phase == Phase.OPEN)[:, None]
+    newest = WindowBelief(
+        hidden=hidden,
+        expected=reading.expected,
+        entropy=reading.entropy,
+        best=reading.best,
+        best_prob=reading.best_prob,
+        token=reading.token,
+        token_prob=reading.token_prob,
+        score=reading.score,
+        kl=jnp.where(first, jnp.nan, reading.kl),
+    )
+    finite = jnp.all(reading.finite, axis=1)
+    # Rows that may not act on this forward keep the belief they had.
+    newest = select_rows(rows & finite, newest, state.belief)
+    state = dataclasses.replace(state, belief=newest)
+    return _measure(plan, state, rows, finite, reading.nucleus_size)
+
+
+def _window_hidden(
+    plan: Plan, params: Params, state: DecodeState
+) -> Float[Array, "B W D"]:
+    def run(embeds: Float[Array, "B T D"]) -> Float[Array, "B W D"]:
+        hidden, _ = plan.denoiser.hidden(
+            params, embeds, state.positions, state.key_mask
+        )
+        start = state.offset + state.block_start
+        return take_window(hidden, start, state.block_length)
+
+    hidden = run(state.embeds)
+    if plan.guidance == 0:
+        return hidden
+    mask_row = plan.denoiser.embed(params, jnp.int32(plan.denoiser.mask_id))
+    blind = run(state.embeds.at[:, : state.offset].set(mask_row[None, None, :]))
+    # The head is linear, so guiding hidden rows guides logits: z_u + (s+1)(z_c - z_u).
+    wide, blind = hidden.astype(jnp.float32), blind.astype(jnp.float32)
+    guided = blind + (plan.guidance + 1.0) * (wide - blind)
+    return guided.astype(hidden.dtype)
+
+
+def _read_window(
+    plan: Plan, params: Params, state: DecodeState, hidden: Float[Array, "B W D"]
+) -> belief.Reading:
+    batch, length, width = hidden.shape
+    column = state.block_start[:, None] + jnp.arange(length)[None, :]
+    step_keys = jax.vmap(jax.random.fold_in)(state.keys, state.step)
+    # Noise belongs to a row, a step and a position, wherever they are in a batch.
+    keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(step_keys, column)
+    rows = (
+        hidden.reshape(-1, width),
+        state.belief.hidden.reshape(-1, width),
+        keys.reshape(-1),
+    )
+    reading = belief.map_tiles(
+        lambda tile: belief.read_rows(
+            plan.denoiser,
+            params,
+            *tile,
+            pick=plan.pick,
+            top_p=plan.mixing_top_p,
+            predicts_mask=plan.predicts_mask,
+        ),
+        rows,
+        belief.tile_rows(plan.denoiser.vocab_size),
+    )
+    return jax.tree.map(lambda x: x.reshape(batch, length, *x.shape[1:]), reading)
+
+
+def _measure(
+    plan: Plan,
+    state: DecodeState,
+    rows: Bool[Array, " B"],
+    finite: Bool[Array, " B"],
+    nucleus_size: Float[Array, "B W"],
+) -> DecodeState:
+    """Records the forward and decides what each of `rows` does next."""
+    kind = state.phase
+    in_block = take_window(state.fillable, state.block_start, state.block_length)
+    still_open = state.block_open
+    kl = reduce_kl(state.belief.kl, in_block, still_open, plan.cfg.kl_reduction)
+    kl = jnp.where((kind == Phase.OPEN) | ~finite, jnp.nan, kl)
+    size = jnp.sum(jnp.where(still_open, nucleus_size, 0.0), axis=1)
+    size = size / jnp.maximum(jnp.sum(still_open, axis=1, dtype=size.dtype), 1)
+
+    refined = kind == Phase.REFINE
+    record = dataclasses.replace(
+        state.record,
+        kl=put_at(state.record.kl, state.step, kl),
+        phase=put_at(state.record.phase, state.step, kind),
+        nucleus_size=put_at(state.record.nucleus_size, state.step, size),
+        refine_steps=_count(state.record.refine_steps, state.block, refined),
+    )
+    counted = dataclasses.replace(
+        state,
+        record=record,
+        step=state.step + 1,
+        block_step=state.block_step + 1,
+        refine_run=jnp.where(refined, state.refine_run + 1, 0),
+        calm=_calm(plan, state, kind, kl),
+    )
+    counted = _decide(plan, counted, kind, kl, finite)
+    if plan.cfg.klass_conf is not None:
+        stable = count_stable(plan.cfg, state, state.belief.kl)
+        counted = dataclasses.replace(counted, stable=stable)
+    return select_rows(rows, dataclasses.replace(counted, last_kl=kl), state)
+
+
+def _count(counts: Any, column: Any, event: Any) -> Any:
+    """Adds one to `counts[b, column[b]]` where `event[b]`."""
+    old = take_window(counts, column, 1)[:, 0]
+    return put_at(counts, column, jnp.where(event, old + 1, old))
+
+
+def _calm(plan: Plan, state: DecodeState, kind: Any, kl: Any) -> Any:
+    """Forwards after a commit, in a row, with D below tau_decode."""
+    counted = jnp.where(kl < plan.cfg.tau_decode, state.calm + 1, 0)
+    after = jnp.where(kind == Phase.COMMIT, counted, state.calm)
+    return jnp.where(kind == Phase.OPEN, 0, after)
+
+
+def _decide(
+    plan: Plan, state: DecodeState, kind: Any, kl: Any, finite: Any
+) -> DecodeState:
+    after_open = Phase.REFINE if plan.refines else Phase.COMMIT
+    phase = jnp.where(kind == Phase.OPEN, after_open, after_commit(plan))
+    leaves = jnp.where(settled(plan, state, kl), Phase.COMMIT, Phase.REFINE)
+    phase = jnp.where(kind == Phase.REFINE, leaves, phase)
+
+    stops = (kind == Phase.COMMIT) & kl_stop(plan, state, state.calm)
+    fill = jnp.where(stops, StopReason.KL, StopReason.RUNNING)
+    if plan.cfg.max_steps is not None:
+        limit = (fill == StopReason.RUNNING) & (state.step >= plan.cfg.max_steps)
+        fill = jnp.where(limit, StopReason.STEP_LIMIT, fill)
+    phase = jnp.where(fill != StopReason.RUNNING, Phase.COMMIT, phase)
+
+    block_stop = jnp.where(
+        finite,
+        take_window(state.record.block_stop, state.block, 1)[:, 0],
+        StopReason.NONFINITE,
+    )
+    return dataclasses.replace(
+        state,
+        phase=jnp.where(finite, phase, Phase.DONE).astype(jnp.int32),
+        fill=fill.astype(jnp.int32),
+        stop_reason=jnp.where(finite, state.stop_reason, StopReason.NONFINITE).astype(
+            jnp.int32
+        ),
+        record=dataclasses.replace(
+            state.record,
+            block_stop=put_at(state.record.block_stop, state.block, block_stop),
+        ),
+    )
+
+
+def _init(
+    plan: Plan,
+    cfg: MethodConfig,
+    params: Params,
+    prompt_ids: Array,
+    prompt_mask: Array,
+    key: Array,
+    open_mask: Array | None,
+) -> DecodeState:
+    check_arguments(plan.denoiser, cfg, prompt_ids, prompt_mask, open_mask)
+    gen_length = prompt_ids.shape[1] if open_mask is not None else cfg.gen_length
+    block_length = gen_length
+    if open_mask is None and plan.cfg.block_length is not None:
+        block_length = plan.cfg.block_length
+    return init_state(
+        plan.denoiser,
+        params,
+        prompt_ids,
+        prompt_mask,
+        key,
+        open_mask,
+        gen_length=gen_length,
+        block_length=block_length,
+        budget=plan.budget(gen_length // block_length, gen_length),
+    )
+
+
+def check_arguments(
+    denoiser: Denoiser,
+    cfg: MethodConfig,
+    prompt_ids: Any,
+    prompt_mask: Any,
+    open_mask: Any,
+) -> None:
+    """Raises `ValueError` for arguments that `decode_fn` cannot take; works traced."""
+    shape = prompt_ids.shape
+    if len(shape) != 2 or not jnp.issubdtype(prompt_ids.dtype, jnp.integer):
+        raise ValueError(
+            f"`prompt_ids` must be integers [B, P], got {prompt_ids.dtype} {shape}."
+        )
+    if 0 in shape:
+        raise ValueError(f"`prompt_ids` must not be empty, got shape {shape}.")
+    for name, mask in (("prompt_mask", prompt_mask), ("open_mask", open_mask)):
+        if mask is not None and (mask.shape != shape or mask.dtype != jnp.bool_):
+            raise ValueError(
+                f"`{name}` must be booleans of shape {shape} like `prompt_ids`, got "
+                f"{mask.dtype} {mask.shape}."
+            )
+    length = shape[1]
+    if open_mask is None:
+        length += cfg.gen_length
+    else:
+        if not isinstance(cfg, DecodeConfig):
+            raise ValueError(
+                f"infilling (`open_mask`) is for the methods lrd and baseline, got "
+                f"{cfg.method}."
+            )
+        if cfg.stop_at_eos:
+            raise ValueError(
+                "infilling (`open_mask`) needs `stop_at_eos=False`: an end-of-text id "
+                "in the middle does not end a text that goes on behind it."
+            )
+    if length > denoiser.max_length:
+        raise ValueError(
+            f"prompt + window is {length} positions, more than the model's context of "
+            f"{denoiser.max_length}; use a shorter prompt or `gen_length`."
+        )
