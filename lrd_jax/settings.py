@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 import pathlib
 import tomllib
 import types
@@ -102,7 +103,7 @@ def read_toml(path_or_name: str) -> tuple[dict[str, Any], str]:
         UserError: no such file, or not valid TOML.
     """
     path = pathlib.Path(path_or_name)
-    if not path.is_file():
+    if not os.path.isfile(path):  # `Path.is_file` raises at names that are too long.
         shipped = shipped_configs()
         if path_or_name not in shipped:
             raise UserError(
@@ -111,7 +112,8 @@ def read_toml(path_or_name: str) -> tuple[dict[str, Any], str]:
             )
         path = shipped[path_or_name]
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8")), str(path)
+        # Some editors on Windows put a byte order mark first.
+        return tomllib.loads(path.read_text(encoding="utf-8-sig")), str(path)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
     except OSError as error:

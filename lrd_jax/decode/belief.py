@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from lrd_jax.base import Denoiser, Params
 
-TILE_BYTES = 128 * 2**20  # Largest float32 `[R, V]` array of one tile.
+TILE_BYTES = 128 * 2**20  # Largest float32 `[2 R, V]` array of one tile.
 
 TreeT = TypeVar("TreeT")
 
@@ -259,5 +259,5 @@ def map_tiles(fn: Callable[[Any], TreeT], rows: Any, tile: int) -> TreeT:
 
 
 def tile_rows(vocab_size: int) -> int:
-    """How many rows of V float32 logits one tile holds."""
-    return max(1, TILE_BYTES // (4 * vocab_size))
+    """How many rows one tile holds, each with V float32 logits of two forwards."""
+    return max(1, TILE_BYTES // (2 * 4 * vocab_size))

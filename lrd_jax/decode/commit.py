@@ -190,7 +190,9 @@ def _close(plan: Plan, state: DecodeState, rows: Bool[Array, " B"]) -> DecodeSta
     spent = jnp.zeros_like(full)
     if plan.block_steps is not None:
         spent = state.block_step >= plan.block_steps
-    limited = state.fill == StopReason.STEP_LIMIT
+    limited = jnp.zeros_like(full)
+    if plan.cfg.max_steps is not None:
+        limited = state.step >= plan.cfg.max_steps
     text_ended = jnp.zeros_like(full)
     if plan.cfg.stop_at_eos:
         state, text_ended = _pad_behind_eos(plan, state, rows)
@@ -212,7 +214,8 @@ def _close(plan: Plan, state: DecodeState, rows: Bool[Array, " B"]) -> DecodeSta
         state.record.block_stop, state.block, jnp.where(block_ends, reason, old_reason)
     )
     next_phase = jnp.where(row_ends, Phase.DONE, Phase.OPEN)
-    row_reason = jnp.where(text_ended, StopReason.EOS, reason)
+    row_reason = jnp.where(last, reason, StopReason.STEP_LIMIT)
+    row_reason = jnp.where(text_ended, StopReason.EOS, row_reason)
     return dataclasses.replace(
         state,
         phase=jnp.where(block_ends, next_phase, state.phase).astype(jnp.int32),

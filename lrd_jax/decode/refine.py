@@ -32,9 +32,9 @@ def soften(
         params: the model's weights.
         state: its belief is the newest prediction.
         rows: `[B]` rows to change.
-        r_f: weight of the prediction, Eq. 4; 0 leaves plain masks.
+        r_f: weight of the prediction, Eq. 4; 0 puts the plain mask back.
     """
-    if r_f == 0:
+    if plan.mixing_top_p == 0:  # Nothing is ever mixed: the masks are plain already.
         return state
     mask_row = plan.denoiser.embed(params, jnp.int32(plan.denoiser.mask_id))
     soft = belief.soft_embeddings(

@@ -4,8 +4,9 @@ Parameters are a plain dict, the layers of `blocks` stacked on a leading axis L:
 
     embed [V, D]   head [D, V] (absent when tied)   norm.scale [D]
     blocks.attn_norm.scale, blocks.mlp_norm.scale [L, D]
-    blocks.attn.{q, k, v, out}, and {q, k, v}_bias where the family has them
-    blocks.mlp.{gate, up, down}
+    blocks.attn.q [L, A H, D]   .k, .v [L, K H, D]   .out [L, A H, D]
+    blocks.attn.q_bias [L, A H]   .k_bias, .v_bias [L, K H] where the family has them
+    blocks.mlp.gate, .up [L, D, F]   .down [L, F, D], F the inner width of the MLP
 """
 
 import functools

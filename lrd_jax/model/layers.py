@@ -88,16 +88,20 @@ class Attention(nnx.Module):
     """Bidirectional grouped-query attention over the keys that `key_mask` allows."""
 
     def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs) -> None:
-        width, heads, kv_heads = cfg.d_model, cfg.num_heads, cfg.num_kv_heads
-        self.q = _initial(rngs, (width, heads, cfg.head_dim), width)
-        self.k = _initial(rngs, (width, kv_heads, cfg.head_dim), width)
-        self.v = _initial(rngs, (width, kv_heads, cfg.head_dim), width)
-        self.out = _initial(rngs, (heads, cfg.head_dim, width), heads * cfg.head_dim)
+        width, self.head_dim = cfg.d_model, cfg.head_dim
+        q_width = cfg.num_heads * cfg.head_dim
+        kv_width = cfg.num_kv_heads * cfg.head_dim
+        # [out, in] for these three, heads side by side: any other layout is one that
+        # XLA for TPU first copies into this, all layers at once (1 GB each at 8B).
+        self.q = _initial(rngs, (q_width, width), width)
+        self.k = _initial(rngs, (kv_width, width), width)
+        self.v = _initial(rngs, (kv_width, width), width)
+        self.out = _initial(rngs, (q_width, width), q_width)
         self.has_bias = cfg.qkv_bias
         if cfg.qkv_bias:
-            self.q_bias = nnx.Param(jnp.zeros((heads, cfg.head_dim)))
-            self.k_bias = nnx.Param(jnp.zeros((kv_heads, cfg.head_dim)))
-            self.v_bias = nnx.Param(jnp.zeros((kv_heads, cfg.head_dim)))
+            self.q_bias = nnx.Param(jnp.zeros(q_width))
+            self.k_bias = nnx.Param(jnp.zeros(kv_width))
+            self.v_bias = nnx.Param(jnp.zeros(kv_width))
 
     def __call__(
         self,
@@ -111,24 +115,30 @@ class Attention(nnx.Module):
         tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]] | None,
     ]:
         """Attends from the n rows of `x` to themselves, or to `slots` once written."""
-        q = contract("bnd,dah->bnah", x, self.q[...])
-        k = contract("bnd,dkh->bnkh", x, self.k[...])
-        v = contract("bnd,dkh->bnkh", x, self.v[...])
+        q = contract("bnd,ad->bna", x, self.q[...])
+        k = contract("bnd,kd->bnk", x, self.k[...])
+        v = contract("bnd,kd->bnk", x, self.v[...])
         if self.has_bias:
             q = q + self.q_bias[...][None, None]
             k = k + self.k_bias[...][None, None]
             v = v + self.v_bias[...][None, None]
+        q, k, v = (part.reshape(*x.shape[:2], -1, self.head_dim) for part in (q, k, v))
         q, k = rotate(q, *angles), rotate(k, *angles)
         if slots is not None:
-            k = write_slots(slots[0], k, start)
-            v = write_slots(slots[1], v, start)
-            slots = (k, v)
-        # It mixes dtypes inside, which strict promotion forbids for bfloat16.
-        with jax.numpy_dtype_promotion("standard"):
+            slots = (write_slots(slots[0], k, start), write_slots(slots[1], v, start))
+            k, v = (slot.astype(q.dtype) for slot in slots)
+        precision = precision_for(q.dtype)
+        with (
+            # It mixes dtypes inside, which strict promotion forbids for bfloat16.
+            jax.numpy_dtype_promotion("standard"),
+            # It takes no precision of its own.
+            jax.default_matmul_precision(precision and precision.name.lower()),
+        ):
             mixed = jax.nn.dot_product_attention(
                 q, k, v, mask=key_mask[:, None, None, :]
             )
-        return contract("bnah,ahd->bnd", mixed, self.out[...]), slots
+        flat = mixed.reshape(*x.shape[:2], -1)
+        return contract("bna,ad->bnd", flat, self.out[...]), slots
 
 
 class GatedMLP(nnx.Module):

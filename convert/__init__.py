@@ -1,0 +1,1 @@
+"""Published Hugging Face checkpoints to `lrd_jax` checkpoints, and back."""

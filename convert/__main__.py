@@ -1,0 +1,128 @@
+"""`python -m convert`: the command line of the converter."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import tyro
+
+from lrd_jax.errors import UserError
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ("*.json", "*.safetensors", "*.txt")  # Weights, config and tokenizer.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Args:
+    """Converts a LLaDA or Dream checkpoint from the Hugging Face layout, or back to it.
+
+    Attributes:
+        src: directory to read: config.json and safetensors, or with `--to hf` a
+            checkpoint that this command made.
+        dst: directory to make.
+        to: layout of `dst`.
+        dtype: of the weights written; by default that of the source.
+        variant: base or instruct, where the source does not tell.
+        overwrite: replace an earlier result at `dst`.
+    """
+
+    src: Annotated[str, tyro.conf.arg(metavar="DIR")]
+    dst: Annotated[str, tyro.conf.arg(metavar="DIR")]
+    to: Literal["lrd", "hf"] = "lrd"
+    dtype: Literal["float32", "bfloat16"] | None = None
+    variant: Literal["base", "instruct"] | None = None
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one conversion.
+
+    Returns:
+        0, 2 after a mistake of the user (one line on stderr), 130 if interrupted.
+    """
+    args = tyro.cli(Args, prog="python -m convert", args=argv)
+    try:
+        _run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(args: Args) -> None:
+    src, dst = pathlib.Path(args.src), pathlib.Path(args.dst)
+    _check_paths(args)
+    from convert import convert  # Imports JAX: not for --help and mistyped paths.
+
+    if args.to == "hf":
+        if args.variant is not None:
+            raise UserError("`--variant` says what to convert from, not to.")
+        report = convert.to_hf(src, dst, dtype=args.dtype, overwrite=args.overwrite)
+    else:
+        report = convert.from_hf(
+            src,
+            dst,
+            dtype=args.dtype,
+            variant=args.variant,
+            overwrite=args.overwrite,
+        )
+    print(f"{src} -> {dst}: {report}")
+    if args.to == "hf":
+        print(
+            "To load it with PyTorch, put configuration_*.py, modeling_*.py and the "
+            "other .py files of the model's hub repository beside it."
+        )
+
+
+def _check_paths(args: Args) -> None:
+    """Raises `UserError` unless there is a source, well apart from the destination."""
+    src, dst = pathlib.Path(args.src), pathlib.Path(args.dst)
+    if not src.is_dir():
+        if _HUB_ID.fullmatch(args.src) and not src.exists():
+            raise UserError(_download_hint(args))
+        raise UserError(f"no such directory: {src}")
+    inner, outer = dst.resolve(), src.resolve()
+    if inner == outer or outer in inner.parents or inner in outer.parents:
+        raise UserError(f"{dst} and {src} must be apart, not one inside the other.")
+
+
+def _download_hint(args: Args) -> str:
+    name = args.src.partition("/")[2]
+    includes = " ".join(f'--include "{pattern}"' for pattern in _HUB_FILES)
+    return (
+        f"no such directory: {args.src}; if it is a model of the Hugging Face hub: "
+        f"hf download {args.src} {includes} --local-dir {name} && "
+        f"python -m convert --src {name} --dst {shlex.quote(args.dst)}"
+    )
+
+
+def _set_up_process() -> None:
+    """What must be set before JAX starts."""
+    # Not an accelerator's work; and the chunks of a leaf are devices of the host.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    import jax
+
+    from lrd_jax.leaf_buffer import GRID_DEVICES
+
+    jax.config.update("jax_num_cpu_devices", GRID_DEVICES)
+    with contextlib.suppress(ValueError):  # Not the main thread.
+        signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    _set_up_process()
+    sys.exit(main())

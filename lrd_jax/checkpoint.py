@@ -1,0 +1,199 @@
+"""Checkpoints on disk: written leaf by leaf, restored straight onto the devices.
+
+A checkpoint is a directory:
+
+    model.json      the config and a fingerprint, see `lrd_jax.model_file`
+    params/         Orbax, the parameter tree of `lrd_jax.model.backbone`
+    tokenizer.json, tokenizer_config.json       if the source had a tokenizer
+
+Nothing here knows where the weights come from; `python -m convert` makes checkpoints
+of published ones.
+"""
+
+import contextlib
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding
+from jax.typing import DTypeLike
+
+from lrd_jax import model_file
+from lrd_jax.base import Params
+from lrd_jax.config import ModelConfig
+from lrd_jax.errors import UserError
+from lrd_jax.leaf_buffer import array_slabs, digest
+from lrd_jax.model import backbone
+from lrd_jax.model_file import ModelFile
+from lrd_jax.saving import (
+    PARAMS_DIR,
+    LeafPath,
+    fingerprint,
+    flat,
+    nest,
+    release,
+)
+from lrd_jax.saving import is_checkpoint as is_checkpoint
+from lrd_jax.saving import save as save
+from lrd_jax.saving import save_params as save_params
+from lrd_jax.staging import first_line
+
+
+def read_config(path: pathlib.Path | str) -> ModelConfig:
+    """The model's config.
+
+    Raises:
+        UserError: no such directory, not a checkpoint, or a damaged one.
+    """
+    return model_file.read(path).config
+
+
+def read_dtype(path: pathlib.Path | str) -> str:
+    """The dtype that the weights are stored in.
+
+    Raises:
+        UserError: as for `read_config`.
+    """
+    return model_file.read(path).dtype
+
+
+def read_fingerprint(path: pathlib.Path | str) -> str:
+    """SHA-256 of the weights: names, shapes, dtype and values.
+
+    Raises:
+        UserError: as for `read_config`.
+    """
+    return model_file.read(path).weights_sha256
+
+
+def restore(
+    path: pathlib.Path | str,
+    dtype: DTypeLike | None = None,
+    shardings: Any = None,
+) -> Params:
+    """Reads the parameters onto their devices, each device's part only.
+
+    Args:
+        path: the checkpoint.
+        dtype: what to cast to; None keeps the stored dtype.
+        shardings: one sharding for all leaves, a pytree of them like the parameters, or
+            None for the default device.
+
+    Returns:
+        The parameter tree, see `lrd_jax.model.backbone`.
+
+    Raises:
+        UserError: not a checkpoint, a damaged one, or one whose shapes are not those
+            of its config.
+        ValueError: a sharding does not divide its leaf.
+    """
+    path = pathlib.Path(path)
+    file = model_file.read(path)
+    dtype = jnp.dtype(file.dtype if dtype is None else dtype)
+    wanted = backbone.abstract_params(file.config, dtype)
+    if shardings is None:
+        shardings = jnp.zeros(()).sharding
+    if isinstance(shardings, Sharding):
+        shardings = jax.tree.map(lambda _, one=shardings: one, wanted)
+    wanted = jax.tree.map(_with_sharding, wanted, shardings)
+    # One at a time, as JAX keeps a second copy on the host until garbage is collected.
+    read = _reader(path, file, flat(wanted))
+    leaves = []
+    for name, leaf in flat(wanted).items():
+        # Orbax reads in threads of its own, which do not know of `jax.enable_x64`.
+        leaves.append(jax.block_until_ready(read(name, leaf).astype(leaf.dtype)))
+        release(leaves[-1].nbytes)
+    return jax.tree.unflatten(jax.tree.structure(wanted), leaves)
+
+
+def read_leaves(
+    path: pathlib.Path | str, order: Iterable[LeafPath]
+) -> Iterator[np.ndarray]:
+    """Reads all leaves to the host, one after the other, in their stored dtype.
+
+    Raises:
+        UserError: as for `restore`; after the last leaf also if the values are not
+            those that were written.
+    """
+    path = pathlib.Path(path)
+    file = model_file.read(path)
+    wanted = flat(backbone.abstract_params(file.config, jnp.dtype(file.dtype)))
+    read = _reader(path, file, wanted)
+    digests = {}
+    for name in order:
+        # For a NumPy array, Orbax reads to NumPy; this one takes no memory.
+        like = np.broadcast_to(np.zeros((), wanted[name].dtype), wanted[name].shape)
+        leaf = np.asarray(read(name, like))
+        digests[name] = digest(array_slabs(leaf))
+        yield leaf
+        del leaf
+    if fingerprint(digests, wanted) != file.weights_sha256:
+        raise UserError(f"{path}: damaged: its weights are not what was written.")
+
+
+def _reader(
+    path: pathlib.Path, file: ModelFile, wanted: dict[LeafPath, Any]
+) -> Callable[[LeafPath, Any], Any]:
+    """Checks files and shapes; gives what reads a leaf like the one it is given."""
+    from orbax.checkpoint import v1 as ocp  # 0.2 s
+
+    folder = (path / PARAMS_DIR).absolute()
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+
+    def read(name: LeafPath, like: Any) -> Any:
+        with context, _one_line_read_errors(path):
+            return jax.tree.leaves(ocp.load(folder, nest(name, like)))[0]
+
+    _check_sizes(path, file.sizes)
+    with _one_line_read_errors(path):
+        stored = flat(ocp.metadata(folder).metadata)
+    _check_shapes(path, wanted, stored)
+    return read
+
+
+def _check_sizes(path: pathlib.Path, sizes: dict[str, int]) -> None:
+    """Raises a `UserError` that lists all files that are absent or cut short."""
+    bad = [
+        name
+        for name, size in sizes.items()
+        if not (path / name).is_file() or (path / name).stat().st_size != size
+    ]
+    if bad:
+        raise UserError(f"{path}: absent or truncated: {', '.join(bad)}.")
+
+
+def _check_shapes(
+    path: pathlib.Path, wanted: dict[LeafPath, Any], stored: dict[LeafPath, Any]
+) -> None:
+    """Raises a `UserError` that lists all leaves that do not fit."""
+    bad = [
+        f"{'.'.join(name)} is {list(stored[name].shape)}, expected {list(leaf.shape)}"
+        if name in stored
+        else f"{'.'.join(name)} is missing"
+        for name, leaf in wanted.items()
+        if name not in stored or tuple(stored[name].shape) != tuple(leaf.shape)
+    ]
+    bad += [f"{'.'.join(name)} is unknown" for name in stored if name not in wanted]
+    if bad:
+        raise UserError(f"{path} does not fit {model_file.NAME}: {'; '.join(bad)}.")
+
+
+@contextlib.contextmanager
+def _one_line_read_errors(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:  # Orbax raises bare ones.
+        raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
+
+
+def _with_sharding(
+    leaf: jax.ShapeDtypeStruct, sharding: Sharding
+) -> jax.ShapeDtypeStruct:
+    sharding.shard_shape(leaf.shape)  # Raises unless it divides the leaf.
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

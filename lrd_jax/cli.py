@@ -1,0 +1,264 @@
+"""The command line of `lrd_jax.generate`: arguments -> one checked `Request`.
+
+Imports neither JAX nor a model, so that `--help` and mistakes are answered at once.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Sequence
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import tyro
+
+from lrd_jax.config import METHODS, MethodConfig
+from lrd_jax.errors import UserError
+from lrd_jax.settings import build, field_names, read_toml, unknown_name
+
+PROG = "python -m lrd_jax.generate"
+MAX_SEED = 2**32 - 1  # What `jax.random.key` takes without 64-bit integers.
+INFILL_METHODS = ("lrd", "baseline")
+FieldsT = TypeVar("FieldsT")
+
+
+OptionalText = Annotated[str | None, tyro.conf.DisallowNone]
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+def _shown(metavar: str) -> Any:
+    return tyro.conf.arg(metavar=metavar)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(Generic[FieldsT]):
+    """The flags as typed, for tyro; `Request` is what they mean.
+
+    Attributes:
+        ckpt: checkpoint made by `python -m convert`.
+        prompt: text to continue; several texts, or the flag again, for several prompts.
+        input: JSONL file of prompts instead: one {"prompt": text}, {"messages": [...]}
+            or {"prompt_ids": [...]} a line, with an optional "id".
+        output: JSONL file for the results; started again, the same command goes on
+            where it was.
+        config: TOML file of settings, or the name of one that comes with the package.
+        method: how to decode; by default the config's method, or lrd.
+        batch_size: prompts decoded together.
+        seed: seed of the random key; a row's sample depends on it and on the row's line
+            number only.
+        raw: take prompts as they are, without the chat template.
+        infill: fill the mask markers inside the prompt instead of continuing it.
+        dtype: of the weights; by default as stored, and float32 on CPU.
+        decode: settings of the method.
+    """
+
+    ckpt: Annotated[OptionalText, _shown("DIR")] = None
+    prompt: Annotated[
+        tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, _shown("TEXT ...")
+    ] = ()
+    input: Annotated[OptionalText, _shown("FILE.jsonl")] = None
+    output: Annotated[OptionalText, _shown("FILE.jsonl")] = None
+    config: Annotated[OptionalText, _shown("FILE.toml|NAME")] = None
+    method: Annotated[
+        Literal["lrd", "baseline", "llada", "dream"] | None, tyro.conf.DisallowNone
+    ] = None
+    batch_size: Annotated[int, _shown("N")] = 8
+    seed: Annotated[int, _shown("N")] = 0
+    raw: Switch = False
+    infill: Switch = False
+    dtype: Annotated[Literal["float32", "bfloat16"] | None, tyro.conf.DisallowNone] = (
+        None
+    )
+    decode: FieldsT
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the command line asks for, checked as far as it goes without a model.
+
+    Attributes:
+        ckpt: the checkpoint, or None.
+        prompts: the texts given by `--prompt`; empty if there is an input file.
+        input: path of the JSONL input, or None.
+        output: path of the JSONL output, or None for the terminal.
+        decode: the method's settings.
+        batch_size: rows decoded together, at most.
+        seed: of the random key.
+        raw: whether the chat template is left out.
+        infill: whether mask markers in the prompt are filled.
+        dtype: of the weights, or None for the default.
+    """
+
+    ckpt: str | None
+    prompts: tuple[str, ...]
+    input: str | None
+    output: str | None
+    decode: MethodConfig
+    batch_size: int
+    seed: int
+    raw: bool
+    infill: bool
+    dtype: str | None
+
+
+def parse(argv: Sequence[str]) -> Request:
+    """Reads the arguments.
+
+    Raises:
+        UserError: a mistake that tyro cannot see.
+        SystemExit: after `--help` (0) and after tyro's own messages (2).
+    """
+    config = _last_value(argv, "--config")
+    values, method, where = (
+        _read_config(config) if config is not None else ({}, None, "")
+    )
+    method = _last_value(argv, "--method") or method or "lrd"
+    cls = _method_class(method)
+    for name in values:
+        _check_field(name, method, where)
+    build(cls, values, where)
+    typed = _decode_flags(argv, cls)
+    for name in typed:
+        _check_field(name, method, "--decode")
+
+    kind: Any = Flags
+    flags = tyro.cli(
+        kind[_with_defaults(cls, values)],
+        prog=PROG,
+        description=f"Decode with LLaDA or Dream. Below are the settings of method "
+        f"{method}; `--method NAME --help` shows another's ({', '.join(METHODS)}).",
+        args=list(argv),
+    )
+    chosen = {name: getattr(flags.decode, name) for name in field_names(cls)}
+    if flags.infill:
+        chosen |= _infill_settings(cls, chosen, typed)
+    request = Request(
+        ckpt=flags.ckpt,
+        prompts=tuple(text for texts in flags.prompt for text in texts),
+        input=flags.input,
+        output=flags.output,
+        decode=build(cls, chosen, "--decode"),
+        batch_size=flags.batch_size,
+        seed=flags.seed,
+        raw=flags.raw,
+        infill=flags.infill,
+        dtype=flags.dtype,
+    )
+    _check_request(request)
+    return request
+
+
+def _check_request(request: Request) -> None:
+    if not request.prompts and request.input is None:
+        raise UserError("nothing to decode: give `--prompt TEXT` or `--input FILE`.")
+    if request.prompts and request.input is not None:
+        raise UserError("give either `--prompt` or `--input`, not both.")
+    if request.batch_size < 1:
+        raise UserError(f"`--batch-size` must be at least 1, got {request.batch_size}.")
+    if not 0 <= request.seed <= MAX_SEED:
+        raise UserError(f"`--seed` must be in [0, {MAX_SEED}], got {request.seed}.")
+
+
+def _last_value(argv: Sequence[str], flag: str) -> str | None:
+    """The value of a flag that decides which flags there are; the last one wins."""
+    found = None
+    for i, word in enumerate(argv):
+        if word == flag and i + 1 < len(argv):
+            found = argv[i + 1]
+        elif word.startswith(flag + "="):
+            found = word[len(flag) + 1 :]
+    return found
+
+
+def _method_class(method: object) -> type[MethodConfig]:
+    if not isinstance(method, str) or method not in METHODS:
+        known = ", ".join(METHODS)
+        raise UserError(f"`method` must be one of {known}, got {method!r}.")
+    return METHODS[method]
+
+
+def _read_config(path_or_name: str) -> tuple[dict[str, Any], str | None, str]:
+    """The settings, the method and the path of a config file."""
+    table, where = read_toml(path_or_name)
+    for name in table:
+        if name not in ("method", "decode"):
+            raise unknown_name(name, ["method", "decode"], where)
+    values = table.get("decode", {})
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: `decode` must be a table, [decode].")
+    if "method" in table:
+        _method_class(table["method"])
+    return values, table.get("method"), where
+
+
+def _check_field(name: str, method: str, where: str) -> None:
+    """Raises unless `name` is a setting of `method`, saying whose setting it is."""
+    cls = METHODS[method]
+    if name in field_names(cls):
+        return
+    if any(field.name == name for field in dataclasses.fields(cls)):
+        raise UserError(
+            f"{where}: {name!r} is fixed at 0 by method {method}; leave it out, or use "
+            "method lrd."
+        )
+    owners = [m for m, other in METHODS.items() if name in field_names(other)]
+    if owners:
+        raise UserError(
+            f"{where}: {name!r} is a setting of method {' and '.join(owners)}, not of "
+            f"{method}."
+        )
+    raise unknown_name(name, field_names(cls), where)
+
+
+def _decode_flags(argv: Sequence[str], cls: type[MethodConfig]) -> list[str]:
+    """Names of the settings given as `--decode.NAME` or `--decode.no-NAME`."""
+    names = []
+    for word in argv:
+        if word.startswith("--decode."):
+            name = word.split("=")[0].removeprefix("--decode.").replace("-", "_")
+            switched_off = name.removeprefix("no_")
+            known = switched_off in field_names(cls)
+            names.append(switched_off if known else name)
+    return names
+
+
+def _with_defaults(cls: type[MethodConfig], values: dict[str, Any]) -> type:
+    """`cls` with `values` as its defaults.
+
+    A subclass and not an instance as tyro's default: given an instance, tyro offers the
+    fields that cannot be set, too. It checks nothing: single settings may fit only
+    together with those still to come, and the checks are `cls`'s own.
+    """
+    hints = typing.get_type_hints(cls)
+    return dataclasses.make_dataclass(
+        cls.__name__,
+        [
+            (name, hints[name], dataclasses.field(default=value))
+            for name, value in values.items()
+        ],
+        bases=(cls,),
+        namespace={"__post_init__": lambda self: None, "__doc__": cls.__doc__},
+        frozen=True,
+        kw_only=True,
+    )
+
+
+def _infill_settings(
+    cls: type[MethodConfig], chosen: dict[str, Any], typed: list[str]
+) -> dict[str, Any]:
+    """Settings that infilling fixes: the window is the text, as one block."""
+    if cls.method not in INFILL_METHODS:
+        raise UserError(
+            f"`--infill` works with method {' and '.join(INFILL_METHODS)}, not "
+            f"{cls.method}."
+        )
+    for name in ("gen_length", "block_length"):
+        if name in typed:
+            raise UserError(
+                f"`--infill` fills the markers in the text itself, as one block: leave "
+                f"out `--decode.{name.replace('_', '-')}`."
+            )
+    if "stop_at_eos" in typed and chosen["stop_at_eos"]:
+        raise UserError(
+            "`--infill` fills every marker, whatever comes before it: leave out "
+            "`--decode.stop-at-eos`."
+        )
+    return {"stop_at_eos": False, "block_length": None}

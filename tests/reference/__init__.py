@@ -1,0 +1,1 @@
+"""Slow and plain implementations that the fast ones are held against."""

@@ -1,0 +1,332 @@
+"""The command line's arguments, without a model."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from lrd_jax.cli import MAX_SEED, parse
+from lrd_jax.config import (
+    METHODS,
+    BaselineConfig,
+    DecodeConfig,
+    DreamConfig,
+    LladaConfig,
+)
+from lrd_jax.errors import UserError
+from lrd_jax.settings import field_names
+
+PROMPT = ("--prompt", "hello")
+
+
+def write_toml(tmp_path, text):
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_it_needs_no_jax():
+    code = (
+        "import sys, lrd_jax.generate, lrd_jax.cli, lrd_jax.jobs, lrd_jax.runfile;"
+        "sys.exit('jax' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_defaults():
+    request = parse(PROMPT)
+    assert request.decode == DecodeConfig()
+    assert request.prompts == ("hello",)
+    assert (request.batch_size, request.seed) == (8, 0)
+    assert not request.raw
+    assert not request.infill
+    unset = (request.ckpt, request.input, request.output, request.dtype)
+    assert unset == (None, None, None, None)
+
+
+def test_every_flag_arrives():
+    request = parse(
+        "--ckpt C --input I --output O --batch-size 3 --seed 4 --raw --infill "
+        "--dtype bfloat16".split()
+    )
+    assert (request.ckpt, request.input, request.output) == ("C", "I", "O")
+    assert (request.batch_size, request.seed, request.dtype) == (3, 4, "bfloat16")
+    assert request.raw
+    assert request.infill
+
+
+def test_several_prompts():
+    request = parse(["--prompt", "a b", "c", "--seed", "1", "--prompt", "-3 + 5 ="])
+    assert request.prompts == ("a b", "c", "-3 + 5 =")
+
+
+@pytest.mark.parametrize(
+    ("method", "cls"),
+    [
+        ("lrd", DecodeConfig),
+        ("baseline", BaselineConfig),
+        ("llada", LladaConfig),
+        ("dream", DreamConfig),
+    ],
+)
+def test_method_chooses_the_settings(method, cls):
+    assert parse([*PROMPT, "--method", method]).decode == cls()
+    assert parse([*PROMPT, f"--method={method}"]).decode == cls()
+
+
+# A value other than the default for every setting, valid with all others at default.
+OTHER = {
+    "gen_length": 64,
+    "temperature": 0.5,
+    "stop_at_eos": False,
+    "block_length": 32,
+    "r_f": 0.3,
+    "r_f_decode": 0.2,
+    "top_p": 0.8,
+    "tau_refine": 0.2,
+    "tau_decode": 0.2,
+    "max_refine_steps": 3,
+    "refine_per_commit": 2,
+    "kl_reduction": "sum",
+    "kl_criterion": "delta",
+    "kl_patience": 2,
+    "stop_entropy": float("inf"),
+    "commit_order": "margin",
+    "tokens_per_step": 2,
+    "threshold": 0.9,
+    "entropy_bound": 0.1,
+    "klass_conf": 0.9,
+    "klass_kl": 0.02,
+    "klass_steps": 3,
+    "sample_top_p": 0.9,
+    "sample_top_k": 5,
+    "max_steps": 7,
+    "steps": 128,
+    "cfg_scale": 1.5,
+    "remasking": "random",
+    "logits_eos_inf": True,
+    "confidence_eos_eot_inf": True,
+    "alg": "origin",
+    "alg_temp": 0.1,
+    "eps": 0.01,
+}
+NEEDS = {
+    "klass_kl": ["--decode.klass-conf", "0.9"],
+    "klass_steps": ["--decode.klass-conf", "0.9"],
+    "sample_top_p": ["--decode.temperature", "1"],
+    "sample_top_k": ["--decode.temperature", "1"],
+}
+BASELINE_REFUSES = {"r_f_decode", "refine_per_commit"}
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        (method, name)
+        for method, cls in METHODS.items()
+        for name in field_names(cls)
+        if not (method == "baseline" and name in BASELINE_REFUSES)
+    ],
+)
+def test_every_setting_is_a_flag(method, name):
+    value = OTHER[name]
+    flag = f"--decode.{name.replace('_', '-')}"
+    words = [flag, str(value)]
+    if isinstance(value, bool):
+        words = [flag if value else f"--decode.no-{name.replace('_', '-')}"]
+    request = parse([*PROMPT, "--method", method, *NEEDS.get(name, []), *words])
+    assert getattr(request.decode, name) == value
+    changed = {f.name for f in dataclasses.fields(request.decode)} - {name}
+    default = METHODS[method]()
+    moved = [n for n in changed if getattr(request.decode, n) != getattr(default, n)]
+    assert len(moved) == len(NEEDS.get(name, [])) // 2
+
+
+def test_config_file_and_flags_over_it(tmp_path):
+    path = write_toml(
+        tmp_path,
+        'method = "lrd"\n[decode]\ngen_length = 64\nblock_length = 32\nr_f = 1.0\n',
+    )
+    request = parse([*PROMPT, "--config", path])
+    assert request.decode == DecodeConfig(gen_length=64, block_length=32, r_f=1.0)
+    request = parse([*PROMPT, f"--config={path}", "--decode.r-f", "0.2"])
+    assert request.decode == DecodeConfig(gen_length=64, block_length=32, r_f=0.2)
+    request = parse([*PROMPT, "--config", path, "--decode.block-length", "None"])
+    assert request.decode == DecodeConfig(gen_length=64, r_f=1.0)
+    # Each alone would not fit the other's old value.
+    flags = "--decode.gen-length 30 --decode.block-length 10".split()
+    request = parse([*PROMPT, "--config", path, *flags])
+    assert request.decode == DecodeConfig(gen_length=30, block_length=10, r_f=1.0)
+
+
+def test_config_file_names_the_method(tmp_path):
+    path = write_toml(tmp_path, 'method = "llada"\n[decode]\nsteps = 8\n')
+    request = parse([*PROMPT, "--config", path, "--decode.gen-length", "16"])
+    assert request.decode == LladaConfig(gen_length=16, steps=8)
+    # Both have `steps`, so the config serves the other method as well.
+    request = parse([*PROMPT, "--config", path, "--method", "dream"])
+    assert request.decode == DreamConfig(steps=8)
+
+
+def test_infill_fixes_its_settings(tmp_path):
+    path = write_toml(
+        tmp_path, "[decode]\ngen_length = 64\nblock_length = 32\nstop_at_eos = true\n"
+    )
+    for words in ([], ["--config", path], ["--decode.no-stop-at-eos"]):
+        request = parse([*PROMPT, "--infill", *words])
+        assert not request.decode.stop_at_eos
+        assert request.decode.block_length is None
+    assert parse([*PROMPT, "--infill", "--method", "baseline"]).infill
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing to decode: give `--prompt TEXT` or `--input FILE`"),
+        (["--prompt"], "nothing to decode"),
+        ([*PROMPT, "--input", "x"], "either `--prompt` or `--input`, not both"),
+        ([*PROMPT, "--batch-size", "0"], "`--batch-size` must be at least 1, got 0"),
+        ([*PROMPT, "--seed", "-1"], f"`--seed` must be in [0, {MAX_SEED}], got -1"),
+        ([*PROMPT, "--seed", str(2**32)], "`--seed` must be in"),
+        ([*PROMPT, "--method", "lrdd"], "must be one of lrd, baseline, llada, dream"),
+        ([*PROMPT, "--method", "None"], "must be one of lrd, baseline, llada, dream"),
+        ([*PROMPT, "--config", "nowhere.toml"], "no config file 'nowhere.toml'"),
+        ([*PROMPT, "--config", ""], "no config file ''"),
+        (
+            [*PROMPT, "--method", "llada", "--decode.r-f", "0.1"],
+            "'r_f' is a setting of method lrd, not of llada",
+        ),
+        (
+            [*PROMPT, "--decode.no-logits-eos-inf"],
+            "'no_logits_eos_inf'",
+        ),
+        (
+            [*PROMPT, "--decode.alg=origin"],
+            "'alg' is a setting of method dream, not of lrd",
+        ),
+        (
+            [*PROMPT, "--decode.steps", "3"],
+            "'steps' is a setting of method llada and dream, not of lrd",
+        ),
+        (
+            [*PROMPT, "--method", "baseline", "--decode.r_f", "0"],
+            "'r_f' is fixed at 0 by method baseline",
+        ),
+        (
+            [*PROMPT, "--method", "baseline", "--decode.tau-decode", "0.1"],
+            "'tau_decode' is fixed at 0 by method baseline",
+        ),
+        (
+            [*PROMPT, "--decode.tau-refin", "1"],
+            "unknown setting 'tau_refin'; did you mean tau_refine",
+        ),
+        ([*PROMPT, "--decode.r-f", "1.5"], "`r_f` must be in [0, 1], got 1.5"),
+        ([*PROMPT, "--decode.r-f", "nan"], "`r_f` must be in [0, 1], got nan"),
+        (
+            [*PROMPT, "--decode.gen-length", "30", "--decode.block-length", "16"],
+            "`gen_length` must be a multiple of `block_length`, got 30 and 16",
+        ),
+        (
+            [*PROMPT, "--decode.threshold", "0.9", "--decode.klass-conf", "0.9"],
+            "only one multi-commit rule at a time",
+        ),
+        (
+            [*PROMPT, "--infill", "--decode.stop-at-eos"],
+            "leave out `--decode.stop-at-eos`",
+        ),
+        (
+            [*PROMPT, "--infill", "--decode.gen-length=8"],
+            "leave out `--decode.gen-length`",
+        ),
+        (
+            [*PROMPT, "--infill", "--decode.block-length", "8"],
+            "leave out `--decode.block-length`",
+        ),
+        ([*PROMPT, "--infill", "--method", "dream"], "works with method lrd"),
+    ],
+)
+def test_mistakes_are_one_line(words, message):
+    with pytest.raises(UserError) as caught:
+        parse(words)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("toml", "words", "message"),
+    [
+        ('methd = "lrd"', [], "unknown setting 'methd'; did you mean method"),
+        ("method = 3", [], "`method` must be one of"),
+        ("decode = 3", [], "`decode` must be a table"),
+        ("[decode]\nr_ff = 1", [], "unknown setting 'r_ff'; did you mean r_f"),
+        ("[decode]\nr_f = 2.0", [], "run.toml: `r_f` must be in [0, 1], got 2.0"),
+        ("[decode]\nsteps = 2", [], "'steps' is a setting of method llada and dream"),
+        (
+            'method = "baseline"\n[decode]\nr_f = 0.0',
+            [],
+            "run.toml: 'r_f' is fixed at 0 by method baseline",
+        ),
+        (
+            'method = "lrd"\n[decode]\nr_f = 0.1',
+            ["--method", "llada"],
+            "run.toml: 'r_f' is a setting of method lrd, not of llada",
+        ),
+        ("method = ", [], "run.toml: not valid TOML"),
+    ],
+)
+def test_mistakes_in_a_config(tmp_path, toml, words, message):
+    with pytest.raises(UserError) as caught:
+        parse([*PROMPT, "--config", write_toml(tmp_path, toml), *words])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "printed"), [("1", "1"), ('"a"', "run.toml: `r_f` must be a number, got")]
+)
+def test_types_in_a_config(tmp_path, value, printed):
+    """In a process without these tests' checker, which takes no int for a float."""
+    path = write_toml(tmp_path, f"[decode]\nr_f = {value}")
+    code = (
+        "import sys; from lrd_jax.cli import parse\n"
+        "try: print(parse(['--prompt', 'a', '--config', sys.argv[1]]).decode.r_f)\n"
+        "except ValueError as error: print(error)"
+    )
+    words = [sys.executable, "-c", code, path]
+    out = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert printed in out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--promt", "a"],
+        ["--decode.gen-length", "ten"],
+        ["--decode.gen-length", "1.5"],
+        ["--decode.commit-order", "best"],
+        ["--dtype", "float16"],
+        ["--seed", "x"],
+        ["--ckpt"],
+        ["--method"],
+        ["stray"],
+    ],
+)
+def test_tyro_refuses_the_rest(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(words)
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err
+
+
+def test_help_shows_the_settings_of_the_method(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(["--method", "baseline", "--help"])
+    assert stop.value.code == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "--decode.tokens-per-step" in out
+    assert "--decode.r-f " not in out
+    assert "--decode.tau-decode" not in out

@@ -1,0 +1,173 @@
+"""A toy model small enough to write down twice: in JAX, and in float64 NumPy.
+
+Two layers of attention let every position influence every other, in both directions;
+padded keys are ignored through `key_mask`.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrd_jax.base import Denoiser
+from lrd_jax.config import DecodeConfig
+from lrd_jax.decode.loop import make_decode_fn, make_stepper
+
+V, D, LAYERS = 24, 16, 2
+PAD, EOS, TURN, MASK = 0, 1, 2, 23
+
+
+def weights(seed, *, sharpness=3.0, **liked):
+    """Random weights, float64; `liked` adds to logits: `eos=3.0`, `mask=9.0`."""
+    rng = np.random.default_rng([seed, 7])
+    bias = np.zeros(V)
+    for name, amount in liked.items():
+        bias[{"pad": PAD, "eos": EOS, "turn": TURN, "mask": MASK}[name]] = amount
+    return {
+        "embed": rng.normal(size=(V, D)),
+        "query": rng.normal(size=(LAYERS, D, D)) / D**0.5,
+        "key": rng.normal(size=(LAYERS, D, D)) / D**0.5,
+        "value": 1.5 * rng.normal(size=(LAYERS, D, D)) / D**0.5,
+        "head": sharpness * rng.normal(size=(D, V)) / D**0.5,
+        "bias": bias,
+    }
+
+
+def params(seed, **options):
+    """The same weights as the JAX model takes them."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), weights(seed, **options))
+
+
+def waves(positions):
+    """`[n, D]` what tells positions apart; float64."""
+    return np.sin(np.outer(positions, 0.3 + 0.4 * np.arange(D)))
+
+
+@dataclasses.dataclass(frozen=True)
+class NumpyModel:
+    """One row without padding, in float64."""
+
+    weights: dict
+    mask_id: int = MASK
+    eos_ids: tuple = (EOS, TURN)
+    pad_id: int = PAD
+
+    @property
+    def table(self):
+        return self.weights["embed"]
+
+    def logits(self, embeds):
+        """`[T, D]` -> `[T, V]`; row i predicts token i."""
+        w, x = self.weights, embeds + waves(np.arange(len(embeds)))
+        for query, key, value in zip(w["query"], w["key"], w["value"], strict=True):
+            scores = (x @ query) @ (x @ key).T / D**0.5
+            attention = np.exp(scores - scores.max(axis=1, keepdims=True))
+            attention /= attention.sum(axis=1, keepdims=True)
+            x = x + np.tanh(attention @ x @ value)
+        return x @ w["head"] + w["bias"]
+
+
+def _hidden(params, embeds, positions, key_mask, cache=None, start=None):
+    assert start is None, "the toy has no window call"
+    table = jnp.asarray(waves(np.arange(64)), jnp.float32)
+    x = embeds + table[positions]
+    for layer in range(LAYERS):
+        query, key, value = (params[name][layer] for name in ("query", "key", "value"))
+        scores = jnp.einsum("bid,bjd->bij", x @ query, x @ key) / D**0.5
+        scores = jnp.where(key_mask[:, None, :], scores, -jnp.inf)
+        x = x + jnp.tanh(jax.nn.softmax(scores, axis=-1) @ x @ value)
+    return x, cache
+
+
+def _logits(params, hidden):
+    return hidden @ params["head"] + params["bias"][None, :]
+
+
+DENOISER = Denoiser(
+    embed=lambda params, ids: params["embed"][ids],
+    hidden=_hidden,
+    logits=_logits,
+    expect=lambda params, probs: probs @ params["embed"],
+    init_cache=lambda *_: None,
+    mask_id=MASK,
+    eos_ids=(EOS, TURN),
+    pad_id=PAD,
+    vocab_size=V,
+    lead=0,
+    max_length=64,
+)
+
+
+def poisoned(token, denoiser=DENOISER):
+    """The toy whose logits are NaN in a row that holds `token`, given or committed."""
+
+    def hidden(params, embeds, *args, **kwargs):
+        out, cache = denoiser.hidden(params, embeds, *args, **kwargs)
+        is_token = embeds == params["embed"][token][None, None, :]
+        sick = jnp.any(jnp.all(is_token, axis=-1), axis=-1)
+        return jnp.where(sick[:, None, None], jnp.nan, out), cache
+
+    return dataclasses.replace(denoiser, hidden=hidden)
+
+
+def prompts(seed, lengths=(6, 3, 5, 4)):
+    """Ordinary tokens (no special ids): one list a row."""
+    rng = np.random.default_rng([seed, 11])
+    return [rng.integers(3, MASK, n).tolist() for n in lengths]
+
+
+def left_pad(rows, width=None):
+    """Rows as `(prompt_ids, prompt_mask)`, padded on the left."""
+    width = width or max(map(len, rows))
+    ids = np.full((len(rows), width), PAD, np.int32)
+    mask = np.zeros((len(rows), width), bool)
+    for r, row in enumerate(rows):
+        ids[r, width - len(row) :] = row
+        mask[r, width - len(row) :] = True
+    return jnp.asarray(ids), jnp.asarray(mask)
+
+
+INF = float("inf")
+# No stop is on, so that what a test changes shows alone.
+PLAIN = dict(
+    gen_length=8,
+    stop_at_eos=False,
+    stop_entropy=INF,
+    tau_refine=0.01,
+    tau_decode=0.0,
+    max_refine_steps=5,
+)
+SOFT = dict(r_f=0.4)  # Soft enough for refinement to take several steps.
+
+
+def config(**changes):
+    return DecodeConfig(**(PLAIN | changes))
+
+
+# Blocks, refinement, several tokens a step and KL stops all happen in these.
+RICH = config(block_length=4, tau_decode=0.2, threshold=0.7, **SOFT)
+SAMPLED = config(block_length=4, tau_decode=0.2, temperature=1.0, **SOFT)
+LIKES_EOS = {"eos": 3.0, "turn": 2.0}  # For `weights`.
+
+
+# Compiled once for all tests: a test that asks for the same settings shares it.
+decode_fn = functools.cache(
+    lambda cfg, denoiser=DENOISER: make_decode_fn(denoiser, cfg)
+)
+stepper = functools.cache(lambda cfg, denoiser=DENOISER: make_stepper(denoiser, cfg))
+
+
+def decode(cfg, rows, seed=0, *, key=0, denoiser=DENOISER, width=None, **liked):
+    """Decodes `rows` (or the rows of prompt seed `rows`) with the toy; NumPy arrays."""
+    rows = prompts(rows) if isinstance(rows, int) else rows
+    ids, mask = left_pad(rows, width)
+    run = decode_fn(cfg, denoiser)
+    return jax.device_get(run(params(seed, **liked), ids, mask, jax.random.key(key)))
+
+
+def first_state(cfg, seed=0):
+    """The state before the first forward, of the four rows of prompt seed `seed`."""
+    ids, mask = left_pad(prompts(seed))
+    return stepper(cfg).init(params(seed), ids, mask, jax.random.key(0))
