@@ -16,6 +16,7 @@ from lrd_jax.settings import build
 NAME = "model.json"
 FORMAT = 1
 DTYPES = ("bfloat16", "float32")
+_MAKE_ONE = "give a directory made by `python -m convert --src HF_DIR --dst DIR`."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +94,11 @@ def _build(content: dict[str, Any], where: str) -> ModelFile:
 
 def _why_not_a_checkpoint(path: pathlib.Path) -> str:
     if not path.exists():
-        return f"no such checkpoint: {path}"
+        return f"no such checkpoint: {path}; {_MAKE_ONE}"
     if (path / "config.json").is_file():
         src, dst = shlex.quote(str(path)), shlex.quote(f"{path}-lrd")
         return (
             f"{path} is a Hugging Face directory; convert it first: "
             f"python -m convert --src {src} --dst {dst}"
         )
-    return f"{path} is not a checkpoint: it has no {NAME}."
+    return f"{path} is not a checkpoint, it has no {NAME}; {_MAKE_ONE}"
