@@ -1,0 +1,179 @@
+"""Arithmetic: single facts, and expressions worked out step by step.
+
+Multiplication always has a factor below ten. A small model has to do each step at one
+go, and products of two-digit numbers would need steps of their own.
+"""
+
+import functools
+import random
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lrd_jax.tasks.base import (
+    Instance,
+    Payload,
+    Task,
+    first_line,
+    one_by_one,
+    until_end,
+)
+from lrd_jax.tasks.draw import between, chance, pick
+
+# A number, the name of one, or (operator, left tree, right tree).
+Tree = int | str | tuple[str, Any, Any]
+
+_EXPRESSION_FRAMES = (
+    "{expression} =",
+    "Compute {expression}.",
+    "Work out {expression} step by step.",
+    "What is {expression}?",
+)
+_FACT_FRAMES = ("{fact} =", "{fact} =", "What is {fact}?")
+_LEVEL = {"+": 1, "-": 1, "*": 2}
+_LARGEST = 999  # Of any number on the way.
+
+
+def solve(op: str, left: int, right: int) -> int:
+    """The value of one operation."""
+    if op == "*":
+        return left * right
+    return left + right if op == "+" else left - right
+
+
+def value_of(tree: Tree, names: Mapping[str, int], steps: list[str]) -> int:
+    """The value of a tree; appends a line like `3 + 4 = 7` for each operation."""
+    if isinstance(tree, str):
+        return names[tree]
+    if isinstance(tree, int):
+        return tree
+    op, left_tree, right_tree = tree
+    left = value_of(left_tree, names, steps)
+    right = value_of(right_tree, names, steps)
+    value = solve(op, left, right)
+    steps.append(f"{left} {op} {right} = {value}")
+    return value
+
+
+def written_out(steps: list[str], value: int) -> str:
+    """The answer as GSM8K writes it: the steps, then the value after `####`."""
+    return "\n".join([*steps, f"#### {value}"])
+
+
+def _render(tree: Tree, level: int = 0) -> str:
+    """The expression, with parentheses only where they matter."""
+    if not isinstance(tree, tuple):
+        return str(tree)
+    op, left, right = tree
+    own = _LEVEL[op]
+    text = f"{_render(left, own)} {op} {_render(right, own + 1)}"
+    return f"({text})" if own < level else text
+
+
+def _grow(rng: random.Random, num_ops: int) -> Tree:
+    if num_ops == 0:
+        return between(rng, 0, 99)
+    op = pick(rng, "+-*")
+    if op == "*":  # One factor is a single digit, the other holds all operations.
+        digit: Tree = between(rng, 2, 9)
+        rest = _grow(rng, num_ops - 1)
+        return (op, digit, rest) if chance(rng, 0.3) else (op, rest, digit)
+    on_the_left = between(rng, 0, num_ops - 1)
+    left, right = _grow(rng, on_the_left), _grow(rng, num_ops - 1 - on_the_left)
+    return (op, left, right)
+
+
+def _plain(tree: Tree) -> bool:
+    """Whether it stays small, takes away no negative number and scales no big one."""
+    if not isinstance(tree, tuple):
+        return True
+    op, left, right = tree
+    a, b = value_of(left, {}, []), value_of(right, {}, [])
+    fits = abs(solve(op, a, b)) <= _LARGEST and b >= 0
+    if op == "*":
+        fits = fits and min(a, b) >= 0
+    return fits and _plain(left) and _plain(right)
+
+
+def _expression(rng: random.Random) -> Instance:
+    num_ops = between(rng, 2, 3)
+    tree = _grow(rng, num_ops)
+    while not _plain(tree):
+        tree = _grow(rng, num_ops)
+    steps: list[str] = []
+    value = value_of(tree, {}, steps)
+    expression = _render(tree)
+    return Instance(
+        prompt=pick(rng, _EXPRESSION_FRAMES).format(expression=expression),
+        answer=written_out(steps, value),
+        payload={"answer": value},
+        key=f"expression: {expression}",
+        group=f"expression: {expression}",
+    )
+
+
+def _fact(rng: random.Random, *, ops: str, largest: int, name: str) -> Instance:
+    op = pick(rng, ops)
+    a, b = between(rng, 0, 99), between(rng, 0, largest)
+    if largest < 99 and chance(rng, 0.5):
+        a, b = b, a
+    value = solve(op, a, b)
+    return Instance(
+        prompt=pick(rng, _FACT_FRAMES).format(fact=f"{a} {op} {b}"),
+        answer=str(value),
+        payload={"answer": value},
+        key=f"{name}: {a} {op} {b}",
+        # A pair of numbers is new or known as a whole: a + b, b + a, a - b and b - a.
+        group=f"{name}: {min(a, b)} {max(a, b)}",
+    )
+
+
+def _number(text: str) -> str | None:
+    """The number that the text starts with, as written but without its commas."""
+    match = re.match(r"\s*(-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)", text)
+    return match and match[1].replace(",", "")
+
+
+def final_number(response: str) -> str | None:
+    """The number after the first `####`."""
+    _, mark, rest = until_end(response).partition("####")
+    return _number(rest) if mark else None
+
+
+def _only_number(response: str) -> str | None:
+    """The number that is the whole first line."""
+    line = first_line(response)
+    return line if line and re.fullmatch(r"-?\d+", line) else None
+
+
+def same_number(payload: Payload, answer: str) -> bool:
+    """Whether the answer is the payload's whole number (`7.0` is not, nor is `07`)."""
+    return answer == str(payload["answer"])
+
+
+def stepwise_task(name: str, generate: Callable[[random.Random], Instance]) -> Task:
+    """A task judged, as GSM8K is, by the number after `####` alone."""
+    return Task(
+        name=name,
+        family="arithmetic",
+        generate=generate,
+        extract=final_number,
+        grade=one_by_one(same_number),
+    )
+
+
+def _fact_task(name: str, *, ops: str, largest: int) -> Task:
+    return Task(
+        name=name,
+        family="facts",
+        generate=functools.partial(_fact, ops=ops, largest=largest, name=name),
+        extract=_only_number,
+        grade=one_by_one(same_number),
+    )
+
+
+TASKS = (
+    _fact_task("facts", ops="+-", largest=99),
+    _fact_task("products", ops="*", largest=9),
+    stepwise_task("expressions", _expression),
+)

@@ -1,0 +1,266 @@
+"""Lists and strings: sort, reverse, filter, copy and look up.
+
+A list is written with commas; an empty one is answered by `none`. Sorting and reversing
+change no item, so all that is asked for is already in the prompt.
+"""
+
+import random
+import re
+from collections.abc import Callable, Sequence
+
+from lrd_jax.tasks.base import Instance, Payload, Task, first_line, one_by_one
+from lrd_jax.tasks.draw import between, chance, pick, sample, shuffled
+from lrd_jax.tasks.vocabulary import NAMES, WORDS
+
+# Sentences with {items}; the one drawn is no part of the problem's key.
+_SORT_UP = (
+    "Sort these numbers: {items}",
+    "Sort from small to large: {items}",
+    "Put these numbers in ascending order: {items}",
+    "Order from smallest to largest: {items}",
+)
+_SORT_DOWN = (
+    "Sort from large to small: {items}",
+    "Put these numbers in descending order: {items}",
+    "Order from largest to smallest: {items}",
+)
+_SORT_WORDS = (
+    "Sort these words: {items}",
+    "Sort alphabetically: {items}",
+    "Put these words in alphabetical order: {items}",
+)
+_REVERSE_LIST = (
+    "Reverse this list: {items}",
+    "Write this list backwards: {items}",
+    "Give these in reverse order: {items}",
+)
+_REVERSE_WORD = (
+    "Reverse the word {items}",
+    "Spell {items} backwards.",
+    "Write the letters of {items} in reverse order.",
+)
+_FILTER_NUMBERS = (
+    "Keep only the numbers that are {rule}: {items}",
+    "Which of these numbers are {rule}? {items}",
+    "List the numbers that are {rule}: {items}",
+)
+_FILTER_WORDS = (
+    "Keep only the words that {rule}: {items}",
+    "Which of these words {rule}? {items}",
+    "List the words that {rule}: {items}",
+)
+_COPY = (
+    "Copy this: {items}",
+    "Repeat after me: {items}",
+    "Write this again, exactly: {items}",
+)
+_LOOKUP = (
+    "{items}. What is the value of {wanted}?",
+    "Given {items}, look up {wanted}.",
+    "Table: {items}. Find {wanted}.",
+)
+
+
+def _join(items: Sequence[object]) -> str:
+    return ", ".join(map(str, items))
+
+
+def _instance(
+    prompt: str, *, name: str, problem: str, answer: str, group: str | None = None
+) -> Instance:
+    key = f"{name}: {problem}"
+    return Instance(
+        prompt=prompt,
+        answer=answer,
+        payload={"answer": answer},
+        key=key,
+        group=key if group is None else f"{name}: {group}",
+    )
+
+
+def _numbers(rng: random.Random, fewest: int = 3, most: int = 8) -> list[int]:
+    return [between(rng, 0, 99) for _ in range(between(rng, fewest, most))]
+
+
+def _invented_word(rng: random.Random, length: int) -> str:
+    """A word that can be said (`batolu`): real ones are too few to hold some out."""
+    vowel = chance(rng, 0.3)
+    letters = []
+    for _ in range(length):
+        letters.append(pick(rng, "aeiou" if vowel else "bcdfghklmnprstvz"))
+        vowel = not vowel or chance(rng, 0.1)
+    return "".join(letters)
+
+
+def _sort_numbers(rng: random.Random) -> Instance:
+    numbers = _numbers(rng)
+    down = chance(rng, 0.4)
+    prompt = pick(rng, _SORT_DOWN if down else _SORT_UP).format(items=_join(numbers))
+    return _instance(
+        prompt,
+        name="sort_numbers",
+        problem=f"{'down' if down else 'up'} {_join(numbers)}",
+        answer=_join(sorted(numbers, reverse=down)),
+        # The same numbers in another order have the same answer.
+        group=_join(sorted(numbers)),
+    )
+
+
+def _sort_words(rng: random.Random) -> Instance:
+    words = sample(rng, WORDS, between(rng, 3, 6))
+    return _instance(
+        pick(rng, _SORT_WORDS).format(items=_join(words)),
+        name="sort_words",
+        problem=_join(words),
+        answer=_join(sorted(words)),
+        group=_join(sorted(words)),
+    )
+
+
+def _reverse_list(rng: random.Random) -> Instance:
+    items: Sequence[object]
+    if chance(rng, 0.5):
+        items = _numbers(rng)
+    else:
+        items = sample(rng, WORDS, between(rng, 3, 6))
+    return _instance(
+        pick(rng, _REVERSE_LIST).format(items=_join(items)),
+        name="reverse_list",
+        problem=_join(items),
+        answer=_join(items[::-1]),
+    )
+
+
+def _reverse_word(rng: random.Random) -> Instance:
+    word = _invented_word(rng, between(rng, 4, 10))
+    if chance(rng, 0.2):
+        word = pick(rng, WORDS)
+    return _instance(
+        pick(rng, _REVERSE_WORD).format(items=word),
+        name="reverse_word",
+        problem=word,
+        answer=word[::-1],
+    )
+
+
+def _filter(
+    rng: random.Random,
+    *,
+    name: str,
+    frames: Sequence[str],
+    items: Sequence[object],
+    rules: Sequence[tuple[str, Callable[..., bool]]],
+) -> Instance:
+    rule, keeps = pick(rng, rules)
+    kept = [item for item in items if keeps(item)]
+    if not kept and chance(rng, 0.8):  # Else `none` would be a good guess.
+        keeper = pick(rng, [r for r in rules if any(r[1](item) for item in items)])
+        rule, kept = keeper[0], [item for item in items if keeper[1](item)]
+    return _instance(
+        pick(rng, frames).format(rule=rule, items=_join(items)),
+        name=name,
+        problem=f"{rule} {_join(items)}",
+        answer=_join(kept) or "none",
+    )
+
+
+def _filter_numbers(rng: random.Random) -> Instance:
+    bound = between(rng, 10, 90)
+    rules: list[tuple[str, Callable[[int], bool]]] = [
+        ("even", lambda n: n % 2 == 0),
+        ("odd", lambda n: n % 2 == 1),
+        (f"greater than {bound}", lambda n: n > bound),
+        (f"less than {bound}", lambda n: n < bound),
+    ]
+    return _filter(
+        rng,
+        name="filter_numbers",
+        frames=_FILTER_NUMBERS,
+        items=_numbers(rng),
+        rules=rules,
+    )
+
+
+def _filter_words(rng: random.Random) -> Instance:
+    words = sample(rng, WORDS, between(rng, 3, 7))
+    first, last = pick(rng, words)[0], pick(rng, words)[-1]
+    inner, length = pick(rng, pick(rng, words)), between(rng, 3, 6)
+    rules: list[tuple[str, Callable[[str], bool]]] = [
+        (f"start with {first}", lambda w: w[0] == first),
+        (f"end with {last}", lambda w: w[-1] == last),
+        (f"contain {inner}", lambda w: inner in w),
+        (f"have more than {length} letters", lambda w: len(w) > length),
+    ]
+    return _filter(
+        rng, name="filter_words", frames=_FILTER_WORDS, items=words, rules=rules
+    )
+
+
+def _copy(rng: random.Random) -> Instance:
+    items = [
+        str(between(rng, 0, 999))
+        if chance(rng, 0.3)
+        else pick(rng, WORDS)
+        if chance(rng, 0.7)
+        else _invented_word(rng, between(rng, 3, 6))
+        for _ in range(between(rng, 2, 6))
+    ]
+    text = pick(rng, (" ", ", ", "-")).join(items)
+    return _instance(
+        pick(rng, _COPY).format(items=text), name="copy", problem=text, answer=text
+    )
+
+
+def _lookup(rng: random.Random) -> Instance:
+    count = between(rng, 3, 6)
+    keys = sample(rng, NAMES if chance(rng, 0.5) else WORDS, count)
+    values: Sequence[object]
+    if chance(rng, 0.6):
+        values = [between(rng, 0, 99) for _ in range(count)]
+    else:
+        values = [w for w in sample(rng, WORDS, 2 * count) if w not in keys][:count]
+    table = dict(zip(keys, values, strict=True))
+    wanted = shuffled(rng, keys)[: 1 if chance(rng, 0.7) else 2]
+    items = ", ".join(f"{key} = {value}" for key, value in table.items())
+    return _instance(
+        pick(rng, _LOOKUP).format(items=items, wanted=" and ".join(wanted)),
+        name="lookup",
+        problem=f"{_join(wanted)} in {items}",
+        answer=_join([table[key] for key in wanted]),
+    )
+
+
+def _same_items(payload: Payload, answer: str) -> bool:
+    """Same items in the same order; commas, brackets and quotes do not count."""
+    want, got = (re.findall(r"[^\s,\[\]'\"]+", t) for t in (payload["answer"], answer))
+    return want == got
+
+
+def _same_text(payload: Payload, answer: str) -> bool:
+    return answer == payload["answer"]
+
+
+def _task(
+    name: str,
+    generate: Callable[[random.Random], Instance],
+    judge: Callable[[Payload, str], bool] = _same_items,
+) -> Task:
+    return Task(
+        name=name,
+        family="lists",
+        generate=generate,
+        extract=first_line,
+        grade=one_by_one(judge),
+    )
+
+
+TASKS = (
+    _task("sort_numbers", _sort_numbers),
+    _task("sort_words", _sort_words),
+    _task("reverse_list", _reverse_list),
+    _task("reverse_word", _reverse_word, _same_text),
+    _task("filter_numbers", _filter_numbers),
+    _task("filter_words", _filter_words),
+    _task("copy", _copy, _same_text),
+    _task("lookup", _lookup),
+)
