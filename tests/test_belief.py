@@ -182,6 +182,7 @@ def test_a_certain_prediction_mixes_in_r_f_of_it():
         (0.7, None, [0, 1]),
         (1.0, 3, [0, 1, 2]),
         (0.7, 3, [0, 1]),
+        (0.6, 2, [0, 1]),  # Of two, the first alone would hold 0.6 of the mass.
         (0.7, 1, [0]),
         (0.95, 1, [0]),
         (1.0, 9, [0, 1, 2, 3]),
@@ -207,9 +208,10 @@ def test_tiles_change_nothing_whatever_the_remainder(count):
         jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-def test_a_tile_is_at_most_128_mebibytes_and_at_least_a_row():
-    assert belief.tile_rows(152064) * 152064 * 4 <= 128 * 2**20
-    assert (belief.tile_rows(152064) + 1) * 152064 * 4 > 128 * 2**20
+def test_the_logits_of_a_tile_take_at_most_128_mebibytes():
+    """Those of the newest forward and of the one before, in float32."""
+    rows = belief.tile_rows(152064)
+    assert 2 * 4 * 152064 * rows <= 128 * 2**20 < 2 * 4 * 152064 * (rows + 1)
     assert belief.tile_rows(10**9) == 1
 
 

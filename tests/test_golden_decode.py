@@ -45,9 +45,9 @@ def decode(models):
     def run(family, cfg, prompts, width=None, params=None):
         model = models[family]
         ids, mask = toy.left_pad(prompts, width)
-        decode_fn = toy.decode_fn(cfg, model.denoiser)
         params = model.params if params is None else params
-        return jax.device_get(decode_fn(params, ids, mask, jax.random.key(0)))
+        key = jax.random.key(0)
+        return toy.run(cfg, params, ids, mask, key, denoiser=model.denoiser)
 
     return run
 

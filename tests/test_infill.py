@@ -29,10 +29,8 @@ def infill(cfg, texts, open_positions, seed):
     for r, (row, positions) in enumerate(zip(texts, open_positions, strict=True)):
         for i in positions:
             open_mask[r, ids.shape[1] - len(row) + i] = True
-    run, key = toy.decode_fn(cfg), jax.random.key(0)
-    return jax.device_get(
-        run(toy.params(seed), ids, mask, key, open_mask=jnp.asarray(open_mask))
-    )
+    key, open_mask = jax.random.key(0), jnp.asarray(open_mask)
+    return toy.run(cfg, toy.params(seed), ids, mask, key, open_mask=open_mask)
 
 
 @pytest.mark.parametrize("name", INFILLS)

@@ -152,19 +152,52 @@ SAMPLED = config(block_length=4, tau_decode=0.2, temperature=1.0, **SOFT)
 LIKES_EOS = {"eos": 3.0, "turn": 2.0}  # For `weights`.
 
 
-# Compiled once for all tests: a test that asks for the same settings shares it.
-decode_fn = functools.cache(
-    lambda cfg, denoiser=DENOISER: make_decode_fn(denoiser, cfg)
-)
-stepper = functools.cache(lambda cfg, denoiser=DENOISER: make_stepper(denoiser, cfg))
+# Compiles four times as fast: code for a toy need not be optimised.
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
-def decode(cfg, rows, seed=0, *, key=0, denoiser=DENOISER, width=None, **liked):
-    """Decodes `rows` (or the rows of prompt seed `rows`) with the toy; NumPy arrays."""
+class Runner:
+    """A `decode_fn` and what it was compiled to for each shape of its arguments."""
+
+    def __init__(self, cfg, denoiser):
+        self.fn, self._compiled = make_decode_fn(denoiser, cfg), {}
+
+    def __call__(self, *args, **kwargs):
+        leaves, structure = jax.tree.flatten((args, kwargs))
+        signature = (structure, *map(jax.typeof, leaves))
+        if signature not in self._compiled:
+            lowered = self.fn.lower(*args, **kwargs)
+            self._compiled[signature] = lowered.compile(compiler_options=QUICK)
+        return jax.device_get(self._compiled[signature](*args, **kwargs))
+
+
+# Tests that ask for the same settings share what was compiled. Not for ever: a program
+# takes some 400 of the 65530 memory maps that Linux gives a process.
+@functools.lru_cache(maxsize=40)
+def runner(cfg, denoiser=DENOISER):
+    return Runner(cfg, denoiser)
+
+
+@functools.lru_cache(maxsize=4)
+def stepper(cfg, denoiser=DENOISER):
+    return make_stepper(denoiser, cfg)
+
+
+def run(cfg, *args, denoiser=DENOISER, **kwargs):
+    """`decode_fn(*args)` as NumPy arrays."""
+    return runner(cfg, denoiser)(*args, **kwargs)
+
+
+def decode_fn(cfg, denoiser=DENOISER):
+    """The function as users get it."""
+    return runner(cfg, denoiser).fn
+
+
+def decode(cfg, rows, seed=0, *, denoiser=DENOISER, **liked):
+    """Decodes `rows` (or the rows of prompt seed `rows`) with the toy."""
     rows = prompts(rows) if isinstance(rows, int) else rows
-    ids, mask = left_pad(rows, width)
-    run = decode_fn(cfg, denoiser)
-    return jax.device_get(run(params(seed, **liked), ids, mask, jax.random.key(key)))
+    key = jax.random.key(0)
+    return run(cfg, params(seed, **liked), *left_pad(rows), key, denoiser=denoiser)
 
 
 def first_state(cfg, seed=0):
