@@ -31,7 +31,8 @@ def test_every_setting_in_the_table_is_a_setting():
     from lrd_jax.config import DecodeConfig
     from lrd_jax.settings import field_names
 
-    rows = re.findall(r"^\| ((?:`\w+`(?:, | / )?)+) \|", README.read_text(), re.MULTILINE)
+    first_cells = r"^\| ((?:`\w+`(?:, | / )?)+) \|"
+    rows = re.findall(first_cells, README.read_text(), re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     methods = {"lrd", "baseline", "llada", "dream"}
     assert named - methods
