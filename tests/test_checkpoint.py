@@ -140,7 +140,7 @@ def test_saving_again_needs_overwrite(ckpt, params):
         ([(("embed",), lambda: [((0, 0), np.zeros((63, 32)))])], "wrote 2016 elements"),
         ([(("norm", "scale"), np.zeros(32))] * 2, "unexpected leaf"),
     ],
-    ids=str,
+    ids=["missing", "unknown", "misshaped", "incomplete", "doubled"],
 )
 def test_a_caller_must_give_every_leaf_once(tmp_path, leaves, message):
     with pytest.raises(ValueError, match=message):
