@@ -68,6 +68,7 @@ CASES = {
     ),
     "blocks": dict(block_length=4, **SOFT),
     "blocks_kl_stop": dict(block_length=2, tau_decode=0.4, kl_patience=1),
+    "blocks_kl_stop_patient": dict(block_length=4, tau_decode=99.0, kl_patience=2),
     "blocks_of_one": dict(block_length=1),
     "eos": dict(stop_at_eos=True, eos=3.0, turn=2.0),
     "eos_blocks": dict(stop_at_eos=True, block_length=4, eos=2.5, turn=2.0),
@@ -323,3 +324,17 @@ def test_the_loop_carries_nothing_of_the_size_of_the_vocabulary():
         for eqn in inner.eqns
         for v in eqn.outvars
     )
+
+
+def test_the_patience_of_the_kl_stop_starts_anew_at_each_block():
+    """A block of two has one forward after a commit: never two in a row."""
+    cfg = toy.config(
+        gen_length=8,
+        block_length=2,
+        max_refine_steps=0,
+        tau_decode=1e9,
+        stop_entropy=float("inf"),
+        kl_patience=2,
+    )
+    result = toy.decode(cfg, toy.prompts(0))
+    assert (result.block_stop == StopReason.COMMITTED).all()
