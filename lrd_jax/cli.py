@@ -106,11 +106,11 @@ def parse(argv: Sequence[str]) -> Request:
         UserError: a mistake that tyro cannot see.
         SystemExit: after `--help` (0) and after tyro's own messages (2).
     """
-    config = _last_value(argv, "--config")
+    config = last_value(argv, "--config")
     values, method, where = (
         _read_config(config) if config is not None else ({}, None, "")
     )
-    method = _last_value(argv, "--method") or method or "lrd"
+    method = last_value(argv, "--method") or method or "lrd"
     cls = _method_class(method)
     for name in values:
         _check_field(name, method, where)
@@ -121,7 +121,7 @@ def parse(argv: Sequence[str]) -> Request:
 
     kind: Any = Flags
     flags = tyro.cli(
-        kind[_with_defaults(cls, values)],
+        kind[with_defaults(cls, values)],
         prog=PROG,
         description=f"Decode with LLaDA or Dream. Below are the settings of method "
         f"{method}; `--method NAME --help` shows another's ({', '.join(METHODS)}).",
@@ -157,7 +157,7 @@ def _check_request(request: Request) -> None:
         raise UserError(f"`--seed` must be in [0, {MAX_SEED}], got {request.seed}.")
 
 
-def _last_value(argv: Sequence[str], flag: str) -> str | None:
+def last_value(argv: Sequence[str], flag: str) -> str | None:
     """The value of a flag that decides which flags there are; the last one wins."""
     found = None
     for i, word in enumerate(argv):
@@ -220,7 +220,7 @@ def _decode_flags(argv: Sequence[str], cls: type[MethodConfig]) -> list[str]:
     return names
 
 
-def _with_defaults(cls: type[MethodConfig], values: dict[str, Any]) -> type:
+def with_defaults(cls: type[Any], values: dict[str, Any]) -> type:
     """`cls` with `values` as its defaults.
 
     A subclass and not an instance as tyro's default: given an instance, tyro offers the

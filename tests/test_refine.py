@@ -119,6 +119,7 @@ NAN = float("nan")
         (dict(tau_refine=0.1, kl_criterion="delta"), 0.5, 0.45, 2, True),
         (dict(tau_refine=0.1, kl_criterion="delta"), 0.45, 0.5, 2, True),
         (dict(tau_refine=0.1, kl_criterion="delta"), 0.5, 0.2, 2, False),
+        (dict(tau_refine=0.1, kl_criterion="delta"), 0.2, 0.5, 2, False),
         (dict(refine_per_commit=2), 0.0, 0.0, 1, False),
         (dict(refine_per_commit=2), 9.0, 0.0, 2, True),
         (dict(refine_per_commit=-1, tau_refine=0.1), 0.09, NAN, 1, True),

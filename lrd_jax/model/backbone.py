@@ -91,6 +91,8 @@ def run_blocks(
     key_mask: Bool[Array, "B T"],
     cache: KVCache | None = None,
     start: Int[Array, " B"] | None = None,
+    *,
+    unroll: bool = False,
 ) -> tuple[Float[Array, "B n D"], KVCache | None]:
     """Runs all layers and the last norm over n rows.
 
@@ -103,6 +105,8 @@ def run_blocks(
         cache: keys and values of all T positions; the n rows are written into it and
             attention reads all of it. None attends among the n = T rows.
         start: `[B]` slot of the first row; None for 0.
+        unroll: writes the layers out one by one instead of as a loop: longer to
+            compile, and the gradient need not stack what it keeps of each layer.
 
     Returns:
         `[B, n, D]` in the dtype of `embeds`, and the cache as written.
@@ -117,7 +121,7 @@ def run_blocks(
         return block(x, angles, key_mask, slots, start)
 
     slots = None if cache is None else (cache.keys, cache.values)
-    x, slots = jax.lax.scan(layer, embeds, (params["blocks"], slots))
+    x, slots = jax.lax.scan(layer, embeds, (params["blocks"], slots), unroll=unroll)
     norm_def, _ = nnx.split(
         nnx.eval_shape(lambda: layers.RMSNorm(cfg.d_model, cfg.norm_eps))
     )

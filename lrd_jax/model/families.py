@@ -12,12 +12,17 @@ from lrd_jax.model.published import from_published as from_published
 from lrd_jax.model.published import to_published as to_published
 
 
-def make_denoiser(cfg: ModelConfig) -> Denoiser:
-    """The model of `cfg` as pure functions over its parameters."""
+def make_denoiser(cfg: ModelConfig, *, unroll: bool = False) -> Denoiser:
+    """The model of `cfg` as pure functions over its parameters.
+
+    Args:
+        cfg: the model.
+        unroll: see `backbone.run_blocks`; for training small models.
+    """
     lead = 1 if cfg.family == "dream" else 0
     return Denoiser(
         embed=_embed,
-        hidden=functools.partial(_hidden, cfg, lead),
+        hidden=functools.partial(_hidden, cfg, lead, unroll),
         logits=functools.partial(_logits, cfg.tie_embeddings),
         expect=_expect,
         init_cache=functools.partial(backbone.init_cache, cfg),
@@ -37,6 +42,7 @@ def _embed(params: Params, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
 def _hidden(
     cfg: ModelConfig,
     lead: int,
+    unroll: bool,
     params: Params,
     embeds: Float[Array, "B n D"],
     positions: Int[Array, "B n"],
@@ -46,7 +52,7 @@ def _hidden(
 ) -> tuple[Float[Array, "B m D"], KVCache | None]:
     slot = None if start is None else start - lead
     hidden, cache = backbone.run_blocks(
-        cfg, params, embeds, positions, key_mask, cache, slot
+        cfg, params, embeds, positions, key_mask, cache, slot, unroll=unroll
     )
     if not lead:
         return hidden, cache

@@ -20,11 +20,18 @@ def precision_for(dtype: DTypeLike) -> jax.lax.Precision | None:
     return None if dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
 
 
-def contract(
-    spec: str, x: Float[Array, "..."], weight: Float[Array, "..."]
-) -> Float[Array, "..."]:
-    """`jnp.einsum` in the dtype of the weights."""
-    return jnp.einsum(spec, x, weight, precision=precision_for(weight.dtype))
+def project(
+    x: Float[Array, "B n in_"], kernel: Float[Array, "_ _"], transposed: bool = False
+) -> Float[Array, "B n out"]:
+    """`x @ kernel`, or `x @ kernel.T`, in the dtype of the weights.
+
+    Batch and length are made one axis first, for the sake of the gradient: with two
+    axes, XLA for CPU does not make one matrix product of it.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    axes = (((1,), (1 if transposed else 0,)), ((), ()))
+    out = jax.lax.dot_general(flat, kernel, axes, precision_for(kernel.dtype))
+    return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
 def _initial(
@@ -115,9 +122,9 @@ class Attention(nnx.Module):
         tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]] | None,
     ]:
         """Attends from the n rows of `x` to themselves, or to `slots` once written."""
-        q = contract("bnd,ad->bna", x, self.q[...])
-        k = contract("bnd,kd->bnk", x, self.k[...])
-        v = contract("bnd,kd->bnk", x, self.v[...])
+        q = project(x, self.q[...], transposed=True)
+        k = project(x, self.k[...], transposed=True)
+        v = project(x, self.v[...], transposed=True)
         if self.has_bias:
             q = q + self.q_bias[...][None, None]
             k = k + self.k_bias[...][None, None]
@@ -138,7 +145,7 @@ class Attention(nnx.Module):
                 q, k, v, mask=key_mask[:, None, None, :]
             )
         flat = mixed.reshape(*x.shape[:2], -1)
-        return contract("bna,ad->bnd", flat, self.out[...]), slots
+        return project(flat, self.out[...]), slots
 
 
 class GatedMLP(nnx.Module):
@@ -150,6 +157,6 @@ class GatedMLP(nnx.Module):
         self.down = _initial(rngs, (cfg.mlp_dim, cfg.d_model), cfg.mlp_dim)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate = contract("btd,df->btf", x, self.gate[...])
-        up = contract("btd,df->btf", x, self.up[...])
-        return contract("btf,fd->btd", jax.nn.silu(gate) * up, self.down[...])
+        gate = project(x, self.gate[...])
+        up = project(x, self.up[...])
+        return project(jax.nn.silu(gate) * up, self.down[...])

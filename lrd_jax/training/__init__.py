@@ -1,0 +1,1 @@
+"""Training a masked diffusion LM; `lrd_jax.train` is the command."""

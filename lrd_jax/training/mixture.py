@@ -1,0 +1,26 @@
+"""Shares of tasks in a phase, by the names of tasks or of their families."""
+
+from collections.abc import Mapping
+
+from lrd_jax.errors import UserError
+from lrd_jax.tasks import TASKS, find
+
+
+def task_weights(weights: Mapping[str, int | float], where: str) -> dict[str, float]:
+    """Task -> its share; a name that is no task's is a family's.
+
+    Raises:
+        UserError: neither a task nor a family.
+    """
+    shares: dict[str, float] = {}
+    for name, weight in weights.items():
+        members = [task.name for task in TASKS.values() if task.family == name]
+        if name in TASKS or not members:
+            try:
+                members = [find(name).name]
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from None
+        for member in members:
+            shares[member] = shares.get(member, 0.0) + weight / len(members)
+    total = sum(shares.values())
+    return {name: share / total for name, share in shares.items()}
