@@ -13,6 +13,7 @@ from lrd_jax.model import backbone, families
 from lrd_jax.training import loss
 from lrd_jax.training.loss import Batch, Noise
 from tests.train_toy import END_ID, MASK_ID, model_config
+from tests.train_toy import quick_compile as quick_compile
 
 ROWS, PROMPT, WINDOW = 5, 6, 7
 FAMILIES = ("llada", "dream")

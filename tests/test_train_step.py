@@ -16,6 +16,7 @@ from lrd_jax.training.optimiser import learning_rate, make_optimiser, matrix_axe
 from lrd_jax.training.settings import TrainConfig
 from lrd_jax.training.step import batch_loss, init_state, make_step_fn
 from tests.train_toy import copy_lines, model_config
+from tests.train_toy import quick_compile as quick_compile
 
 CONFIG = TrainConfig(
     steps=100,

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import pytest
 
 from lrd_jax import checkpoint
 from lrd_jax.config import ModelConfig
@@ -14,6 +15,14 @@ FLAGS = (
     "--train.steps 12 --train.batch-size 8 --train.windows 4 --train.warmup-steps 2 "
     "--train.log-steps 3 --train.optimiser adamw"
 ).split()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compile():
+    """For modules that import it: compiling is most of what their tests do."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def model_config(family="llada", **changes):
