@@ -80,7 +80,7 @@ def _logits(
 
 def _expect(params: Params, probs: Float[Array, "R V"]) -> Float[Array, "R D"]:
     table = params["embed"]
-    # Probabilities rounded to bfloat16 err by at most 2^-9 of the mean's magnitude, as
+    # Probabilities rounded to bfloat16 err by at most 2^-8 of the mean's magnitude, as
     # much as the rounding of the result to the model's own dtype.
     return jnp.einsum(
         "rv,vd->rd",
