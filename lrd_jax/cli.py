@@ -4,6 +4,8 @@ Imports neither JAX nor a model, so that `--help` and mistakes are answered at o
 """
 
 import dataclasses
+import os
+import pathlib
 import typing
 from collections.abc import Sequence
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -262,3 +264,14 @@ def _infill_settings(
             "`--decode.stop-at-eos`."
         )
     return {"stop_at_eos": False, "block_length": None}
+
+
+def use_compilation_cache() -> None:
+    """Keeps what JAX compiles for the next run; call it before JAX is imported.
+
+    In a folder of the user's, unless JAX's own variable names another.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    os.environ.setdefault(
+        "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(home) / "lrd_jax" / "compiled")
+    )

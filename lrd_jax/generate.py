@@ -9,13 +9,12 @@ import dataclasses
 import io
 import math
 import os
-import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import lrd_jax.cli
-from lrd_jax.cli import Request
+from lrd_jax.cli import Request, use_compilation_cache
 from lrd_jax.errors import UserError
 from lrd_jax.jobs import jobs_from_file, jobs_from_prompts
 from lrd_jax.runfile import RunFile
@@ -246,17 +245,6 @@ def _exit_code(nonfinite: Sequence[int | str]) -> int:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr)
-
-
-def use_compilation_cache() -> None:
-    """Keeps what JAX compiles for the next run; call it before JAX is imported.
-
-    In a folder of the user's, unless JAX's own variable names another.
-    """
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    os.environ.setdefault(
-        "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(home) / "lrd_jax" / "compiled")
-    )
 
 
 def leave(code: int) -> NoReturn:

@@ -7,14 +7,19 @@ interrupted.
 import dataclasses
 import math
 import os
-import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from lrd_jax.cli import OptionalText, Switch, last_value, with_defaults
+from lrd_jax.cli import (
+    OptionalText,
+    Switch,
+    last_value,
+    use_compilation_cache,
+    with_defaults,
+)
 from lrd_jax.errors import UserError
 from lrd_jax.settings import build, field_names, unknown_name
 from lrd_jax.training.mixture import task_weights
@@ -224,10 +229,7 @@ def prepare_process() -> None:
     A step allocates and frees hundreds of megabytes; in pages of 4 kB that takes a
     quarter of its time on CPU. The allocator reads its settings when a process begins.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    os.environ.setdefault(
-        "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(home) / "lrd_jax" / "compiled")
-    )
+    use_compilation_cache()
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         os.execv(sys.executable, sys.orig_argv)
