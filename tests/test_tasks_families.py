@@ -90,10 +90,10 @@ def test_solutions_are_judged_by_rules_and_givens():
 # Arithmetic
 
 
-@pytest.mark.parametrize("name", ["facts", "products"])
+@pytest.mark.parametrize("name", ["facts", "products", "operations"])
 def test_facts_are_true(name):
     for x in drawn(name, 300):
-        fact = re.search(r"(\d+) ([-+*]) (\d+)", x.prompt)
+        fact = re.search(r"(-?\d+) ([-+*]) (\d+)", x.prompt)
         assert fact is not None
         assert str(eval(fact[0])) == x.answer
 
@@ -110,6 +110,12 @@ def test_steps_are_true_and_small(name):
             a, op, b = left.split(" ")
             assert op != "*" or min(int(a), int(b)) < 10
         assert last == f"#### {value}"
+
+
+def test_operations_have_the_numbers_of_longer_calculations():
+    answers = [int(x.answer) for x in drawn("operations", 500)]
+    assert min(answers) < -100
+    assert max(answers) > 500
 
 
 def test_expressions_have_the_value_python_gives_them():

@@ -120,6 +120,11 @@ GOLDEN = {
         "4659442d2bc7dd78",
         "ebd7ae1fbf09c4d8",
     ],
+    "operations": [
+        "14d5c122bd4d9fe0",
+        "20dd80a892c9788f",
+        "3ff61d2ab5345238",
+    ],
     "expressions": [
         "98a097e5db2853b8",
         "32ca79ca00f611c8",

@@ -195,3 +195,8 @@ def test_soft_steps_are_spread_evenly(fraction):
     soft = [is_soft(cfg, step) for step in range(100)]
     assert sum(soft) == 100 * fraction
     assert abs(sum(soft[:50]) - 50 * fraction) <= 1
+
+
+def test_soft_steps_begin_when_asked():
+    cfg = dataclasses.replace(CONFIG, steps=100, soft_input=1.0, soft_start=0.7)
+    assert [is_soft(cfg, step) for step in range(100)] == [False] * 70 + [True] * 30

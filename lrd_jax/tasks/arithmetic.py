@@ -95,11 +95,16 @@ def _plain(tree: Tree) -> bool:
     return fits and _plain(left) and _plain(right)
 
 
-def _expression(rng: random.Random) -> Instance:
+def _draw_tree(rng: random.Random) -> Tree:
     num_ops = between(rng, 2, 3)
     tree = _grow(rng, num_ops)
     while not _plain(tree):
         tree = _grow(rng, num_ops)
+    return tree
+
+
+def _expression(rng: random.Random) -> Instance:
+    tree = _draw_tree(rng)
     steps: list[str] = []
     value = value_of(tree, {}, steps)
     expression = _render(tree)
@@ -125,6 +130,20 @@ def _fact(rng: random.Random, *, ops: str, largest: int, name: str) -> Instance:
         key=f"{name}: {a} {op} {b}",
         # A pair of numbers is new or known as a whole: a + b, b + a, a - b and b - a.
         group=f"{name}: {min(a, b)} {max(a, b)}",
+    )
+
+
+def _operation(rng: random.Random) -> Instance:
+    """One step of an expression, so with all the numbers that steps come to."""
+    steps: list[str] = []
+    value_of(_draw_tree(rng), {}, steps)
+    fact, _, value = pick(rng, steps).partition(" = ")
+    return Instance(
+        prompt=pick(rng, _FACT_FRAMES).format(fact=fact),
+        answer=value,
+        payload={"answer": int(value)},
+        key=f"operations: {fact}",
+        group=f"operations: {fact}",
     )
 
 
@@ -162,18 +181,21 @@ def stepwise_task(name: str, generate: Callable[[random.Random], Instance]) -> T
     )
 
 
-def _fact_task(name: str, *, ops: str, largest: int) -> Task:
+def _fact_task(name: str, generate: Callable[[random.Random], Instance]) -> Task:
     return Task(
         name=name,
         family="facts",
-        generate=functools.partial(_fact, ops=ops, largest=largest, name=name),
+        generate=generate,
         extract=_only_number,
         grade=one_by_one(same_number),
     )
 
 
 TASKS = (
-    _fact_task("facts", ops="+-", largest=99),
-    _fact_task("products", ops="*", largest=9),
+    _fact_task("facts", functools.partial(_fact, ops="+-", largest=99, name="facts")),
+    _fact_task(
+        "products", functools.partial(_fact, ops="*", largest=9, name="products")
+    ),
+    _fact_task("operations", _operation),
     stepwise_task("expressions", _expression),
 )

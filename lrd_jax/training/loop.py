@@ -39,7 +39,9 @@ class Run:
 
 
 def is_soft(cfg: TrainConfig, step: int) -> bool:
-    """Whether a step's masked inputs are soft: spread evenly over the steps."""
+    """Whether a step's masked inputs are soft: spread evenly, from `soft_start` on."""
+    if step < cfg.soft_start * cfg.steps:
+        return False
     fraction = cfg.soft_input
     return math.floor((step + 1) * fraction) > math.floor(step * fraction)
 

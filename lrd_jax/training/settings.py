@@ -38,6 +38,8 @@ class TrainConfig:
             length, so that less is padding, but a batch no longer mixes tasks whose
             prompts differ in length; 1 does not sort.
         soft_input: fraction of the steps whose masked inputs are soft embeddings.
+        soft_start: fraction of the run after which they begin: the beliefs of a model
+            that knows little are not worth feeding back.
         soft_r_f: range that r_f is drawn from for those, a row at a time.
         soft_top_p: nucleus mass of their predicted embeddings.
         log_steps: steps that one line of the log sums up.
@@ -59,6 +61,7 @@ class TrainConfig:
     average_decay: float = 0.999
     pool_batches: int = 1
     soft_input: float = 0.0
+    soft_start: float = 0.0
     soft_r_f: tuple[float, ...] = (0.05, 0.3)
     soft_top_p: float = 0.9
     log_steps: int = 50
@@ -80,7 +83,7 @@ class TrainConfig:
         warmup = f"in [0, {self.steps}), below `steps`"
         ok = 0 <= self.warmup_steps < self.steps
         check(ok, "warmup_steps", self.warmup_steps, warmup)
-        for name in ("final_rate", "soft_input"):
+        for name in ("final_rate", "soft_input", "soft_start"):
             check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
         for name in ("adam_b2", "average_decay"):
             check(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
