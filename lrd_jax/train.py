@@ -148,17 +148,18 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(request: Request) -> None:
+    from lrd_jax import figure
     from lrd_jax.training import start
     from lrd_jax.training.data import data_from_examples, data_from_tasks
     from lrd_jax.training.examples import read_examples
     from lrd_jax.training.export import export
     from lrd_jax.training.loop import Run, restore, train
-    from lrd_jax.training.plot import check_plot, plot_log
+    from lrd_jax.training.plot import plot_log
     from lrd_jax.training.rundir import RunDir
 
     cfg, recipe = request.cfg, request.recipe
     if request.plot is not None:
-        check_plot(request.plot)
+        figure.check_path(request.plot)
     folder = RunDir(request.out)
     if request.export and not folder.saved_steps():
         raise UserError(f"{folder.path} has no checkpoints to export.")
