@@ -5,8 +5,6 @@ no room for the result; 130 interrupted; 141 the reader of the output went away.
 """
 
 import contextlib
-import dataclasses
-import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +14,7 @@ from lrd_jax.cli import Request, use_compilation_cache
 from lrd_jax.jobs import jobs_from_file, jobs_from_prompts
 from lrd_jax.process import exit_code, leave, nonfinite_code, say
 from lrd_jax.runfile import RunFile
+from lrd_jax.settings import plain
 from lrd_jax.source import Source, open_checkpoint
 
 # Modules that import JAX are imported in the functions that use them: `--help` and
@@ -140,9 +139,9 @@ def _settings(request: Request, source: Source, input_hash: str) -> dict[str, An
     """What a result depends on, flat, for the file beside the output."""
     import importlib.metadata
 
-    decode = dataclasses.asdict(request.decode)
+    decode = plain(request.decode)
     if request.infill:
-        del decode["gen_length"], decode["block_length"]  # Not used.
+        del decode["decode.gen_length"], decode["decode.block_length"]  # Not used.
     return {
         "lrd_jax": importlib.metadata.version("lrd_jax"),
         "checkpoint": source.fingerprint,
@@ -152,13 +151,7 @@ def _settings(request: Request, source: Source, input_hash: str) -> dict[str, An
         "raw": request.raw,
         "infill": request.infill,
         "method": request.decode.method,
-    } | {
-        # JSON has no infinity.
-        f"decode.{name}": value
-        if not isinstance(value, float) or math.isfinite(value)
-        else str(value)
-        for name, value in decode.items()
-    }
+    } | decode
 
 
 if __name__ == "__main__":

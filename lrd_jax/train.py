@@ -5,7 +5,6 @@ interrupted.
 """
 
 import dataclasses
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from lrd_jax.cli import (
     with_defaults,
 )
 from lrd_jax.errors import UserError
-from lrd_jax.settings import build, field_names, unknown_name
+from lrd_jax.settings import build, field_names, plain, unknown_name
 from lrd_jax.training.mixture import task_weights
 from lrd_jax.training.settings import (
     Recipe,
@@ -212,12 +211,9 @@ def _settings(
         settings["vocabulary"] = dataclasses.asdict(request.recipe.vocabulary)
     if request.data is None:
         settings["phases"] = [dataclasses.asdict(p) for p in request.recipe.phases]
-    return settings | {
-        # JSON has no infinity.
-        f"train.{name}": str(value) if value == math.inf else value
-        for name, value in dataclasses.asdict(request.cfg).items()
-        if name != "save_seconds"  # Changes nothing.
-    }
+    train = plain(request.cfg, "train.")
+    del train["train.save_seconds"]  # Changes nothing.
+    return settings | train
 
 
 def _say(line: str) -> None:
