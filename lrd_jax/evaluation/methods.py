@@ -173,7 +173,8 @@ def _of_window(value: Any, gen_length: int, where: str) -> Any:
     whole, rest = divmod(gen_length, int(share[1]))
     if rest or not whole:
         raise UserError(
-            f"{where}: gen_length {gen_length} is not a multiple: {value!r}."
+            f"{where} = {value!r}: gen_length {gen_length} is not a multiple of "
+            f"{share[1]}."
         )
     return whole
 

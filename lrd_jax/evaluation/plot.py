@@ -6,6 +6,9 @@ from typing import Any
 
 from lrd_jax.figure import pyplot, save
 
+# One more than matplotlib has colours, so that their pairs repeat late.
+_MARKERS = "os^vDP*X<>h"
+
 
 def plot(report: Mapping[str, Any], path: str) -> None:
     """Draws the report: its sweep if it has one, else a point for each method.
@@ -25,10 +28,12 @@ def plot(report: Mapping[str, Any], path: str) -> None:
 
 def _cost(methods: Mapping[str, Any]) -> Any:
     figure, axes = pyplot().subplots(figsize=(8, 5), layout="constrained")
-    for name, method in methods.items():
-        x, y = method["all"]["forwards_per_problem"], 100 * method["all"]["accuracy"]
-        axes.errorbar(x, y, _errors([method["all"]]), fmt="o", capsize=3)
-        axes.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points")
+    for i, (name, method) in enumerate(methods.items()):
+        y, x = _heights(method["all"])
+        marker = _MARKERS[i % len(_MARKERS)]
+        errors = _errors([method["all"]])
+        axes.errorbar(x, y, errors, fmt=marker, capsize=3, alpha=0.8, label=name)
+    figure.legend(loc="outside right upper")
     axes.set(xlabel="forwards per problem", ylabel="accuracy (%)")
     axes.grid(alpha=0.3)
     return figure

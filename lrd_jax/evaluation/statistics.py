@@ -22,7 +22,7 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
 
 
-def paired(values: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
+def paired(values: Sequence[int]) -> tuple[float, tuple[float, float] | None]:
     """The mean of per-problem differences, and its normal 95 % interval.
 
     Both methods answer the same problems, so what makes a problem hard cancels out and
