@@ -6,6 +6,7 @@ Exit codes: those of `lrd_jax.generate`.
 import contextlib
 import hashlib
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -73,7 +74,9 @@ def _run(
     text = tables(report)
     if flags.output is not None:
         folder = pathlib.Path(flags.output)
-        write_atomically(folder / "report.json", json.dumps(report, indent=1) + "\n")
+        write_atomically(
+            folder / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n"
+        )
         write_atomically(folder / "table.md", text)
     print(text, end="")
     if flags.plot is not None:
@@ -189,7 +192,8 @@ def make_report(
             start = part.stop
         methods[method.name] = {
             "entry": method.entry,
-            "value": method.value,
+            # JSON has no infinity.
+            "value": str(method.value) if method.value == math.inf else method.value,
             "swept": method.swept,
             "method": method.cfg.method,
             "settings": plain(method.cfg),

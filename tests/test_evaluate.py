@@ -338,6 +338,15 @@ def test_a_sweep_alone_is_lrds_and_any_part_can_be_the_baseline(tmp_path):
     assert made["methods"]["lrd kl_reduction=max"]["all"]["difference"] == 0
 
 
+def test_infinity_is_a_word_in_the_report(tmp_path):
+    assert (
+        run_toy([*SHORT, "--sweep", "stop_entropy=0.5,inf", "--output", tmp_path]) == 0
+    )
+    made = report(tmp_path)["methods"]
+    assert [method["value"] for method in made.values()] == [0.5, "inf"]
+    assert made["lrd stop_entropy=inf"]["settings"]["decode.stop_entropy"] == "inf"
+
+
 def figures(accuracy, forwards):
     low, high = accuracy - 0.1, accuracy + 0.1
     return {
