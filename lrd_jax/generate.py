@@ -5,84 +5,26 @@ no room for the result; 130 interrupted; 141 the reader of the output went away.
 """
 
 import contextlib
-import dataclasses
-import io
-import math
-import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import lrd_jax.cli
 from lrd_jax.cli import Request, use_compilation_cache
-from lrd_jax.errors import UserError
 from lrd_jax.jobs import jobs_from_file, jobs_from_prompts
+from lrd_jax.process import exit_code, leave, nonfinite_code, say
 from lrd_jax.runfile import RunFile
+from lrd_jax.settings import plain
+from lrd_jax.source import Source, open_checkpoint
 
 # Modules that import JAX are imported in the functions that use them: `--help` and
 # mistakes in the arguments are answered without it.
-
-MAX_NAMED = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A checkpoint whose weights are not yet read.
-
-    Attributes:
-        config: `ModelConfig`.
-        tokenizer: `Tokenizer`, or None.
-        fingerprint: of the weights.
-        dtype: that the weights will have, or "stored".
-        load: reads the weights: `()` -> (denoiser, params).
-    """
-
-    config: Any
-    tokenizer: Any
-    fingerprint: str
-    dtype: str
-    load: Callable[[], tuple[Any, Any]]
-
-
-def open_checkpoint(request: Request) -> Source:
-    """The source that the flags name.
-
-    Raises:
-        UserError: none named, or not a checkpoint.
-    """
-    # A built-in model is to be what no `--ckpt` means.
-    if request.ckpt is None:
-        raise UserError(
-            "no model: give `--ckpt DIR`, a checkpoint made by "
-            "`python -m convert --src HF_DIR --dst DIR`."
-        )
-    import jax
-
-    from lrd_jax import checkpoint, pretrained
-    from lrd_jax.tokenizer import Tokenizer
-
-    path = request.ckpt
-    config = checkpoint.read_config(path)
-    # What `pretrained.load` makes of None.
-    platform = "float32" if jax.default_backend() == "cpu" else "stored"
-
-    def load() -> tuple[Any, Any]:
-        model = pretrained.load(path, dtype=request.dtype)
-        return model.denoiser, model.params
-
-    return Source(
-        config=config,
-        tokenizer=Tokenizer.load(path),
-        fingerprint=checkpoint.read_fingerprint(path),
-        dtype=request.dtype or platform,
-        load=load,
-    )
 
 
 def main(
     argv: Sequence[str],
     *,
-    open_source: Callable[[Request], Source] = open_checkpoint,
+    open_source: Callable[[str | None, str | None], Source] = open_checkpoint,
     make_decode_fn: Callable[..., Any] | None = None,
 ) -> int:
     """Runs the command and returns its exit code.
@@ -92,41 +34,30 @@ def main(
         open_source: finds the model; tests pass their own.
         make_decode_fn: `lrd_jax.decode.loop.make_decode_fn`, or a test's own.
     """
-    request = None
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A letter that the terminal cannot show must not end a run.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
+    request: Request | None = None
+
+    def run() -> int:
+        nonlocal request
         request = lrd_jax.cli.parse(argv)
-        code = _run(request, open_source, make_decode_fn)
-        sys.stdout.flush()
-        return code
-    except UserError as error:
-        _say(f"error: {error}")
-        return 2
-    except SystemExit as stop:  # tyro's, after its own message or `--help`.
-        return stop.code if isinstance(stop.code, int) else 2
-    except KeyboardInterrupt:
+        return _run(request, open_source, make_decode_fn)
+
+    def way_on() -> str:
         kept = request is not None and request.output is not None
-        how = "the same command" if kept else "a run with `--output`, started again,"
-        _say(f"interrupted; {how} goes on where it was.")
-        return 130
-    except BrokenPipeError:
-        # Else Python tries to flush what is left at exit, and complains.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return "the same command" if kept else "a run with `--output`, started again,"
+
+    return exit_code(run, way_on)
 
 
 def _run(
     request: Request,
-    open_source: Callable[[Request], Source],
+    open_source: Callable[[str | None, str | None], Source],
     make_decode_fn: Callable[..., Any] | None,
 ) -> int:
     if request.input is not None:
         jobs, input_hash = jobs_from_file(request.input)
     else:
         jobs, input_hash = jobs_from_prompts(request.prompts)
-    source = open_source(request)
+    source = open_source(request.ckpt, request.dtype)
 
     from lrd_jax.batches import encode_job
 
@@ -146,10 +77,10 @@ def _run(
     settings = _settings(request, source, input_hash)
     with RunFile(request.output, settings, [row.id for row in rows]) as file:
         if file.num_done == len(rows):
-            _say(f"{request.output} is complete: {len(rows)} results; nothing to do.")
-            return _exit_code(file.nonfinite)
+            say(f"{request.output} is complete: {len(rows)} results; nothing to do.")
+            return nonfinite_code(file.nonfinite)
         if file.num_done:
-            _say(f"{request.output}: {file.num_done} of {len(rows)} are done already.")
+            say(f"{request.output}: {file.num_done} of {len(rows)} are done already.")
         return _decode(request, source, rows, file, make_decode_fn)
 
 
@@ -195,7 +126,7 @@ def _decode(
                         print(shown(record, heading=len(rows) > 1), flush=True)
             bar.update(len(records))
     print(totals.figures(engine.compile_seconds, engine.run_seconds))
-    return _exit_code(totals.nonfinite)
+    return nonfinite_code(totals.nonfinite)
 
 
 def _decode_loop() -> Callable[..., Any]:
@@ -208,9 +139,9 @@ def _settings(request: Request, source: Source, input_hash: str) -> dict[str, An
     """What a result depends on, flat, for the file beside the output."""
     import importlib.metadata
 
-    decode = dataclasses.asdict(request.decode)
+    decode = plain(request.decode)
     if request.infill:
-        del decode["gen_length"], decode["block_length"]  # Not used.
+        del decode["decode.gen_length"], decode["decode.block_length"]  # Not used.
     return {
         "lrd_jax": importlib.metadata.version("lrd_jax"),
         "checkpoint": source.fingerprint,
@@ -220,43 +151,7 @@ def _settings(request: Request, source: Source, input_hash: str) -> dict[str, An
         "raw": request.raw,
         "infill": request.infill,
         "method": request.decode.method,
-    } | {
-        # JSON has no infinity.
-        f"decode.{name}": value
-        if not isinstance(value, float) or math.isfinite(value)
-        else str(value)
-        for name, value in decode.items()
-    }
-
-
-def _exit_code(nonfinite: Sequence[int | str]) -> int:
-    if not nonfinite:
-        return 0
-    names = ", ".join(map(str, nonfinite[:MAX_NAMED]))
-    more = len(nonfinite) - MAX_NAMED
-    _say(
-        "the model gave NaN or infinite logits for id "
-        + names
-        + (f" and {more} more" if more > 0 else "")
-        + "; those rows end with stop_reason nonfinite."
-    )
-    return 1
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def leave(code: int) -> NoReturn:
-    """Ends the process; after an interrupt without waiting for the device.
-
-    An orderly exit waits for the batch under way, which may take minutes.
-    """
-    if code == 130:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    } | decode
 
 
 if __name__ == "__main__":

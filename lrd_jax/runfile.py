@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lrd_jax.errors import UserError
+from lrd_jax.staging import write_atomically
 
 
 class RunFile:
@@ -82,7 +83,7 @@ class RunFile:
         """Writes the settings and cuts off a half-written last line."""
         try:
             if not self.path.exists():
-                _write_atomically(self.meta_path, _meta_text(self._settings))
+                write_atomically(self.meta_path, _meta_text(self._settings))
             self._file = open(self.path, "ab")
             self._file.truncate(self._keep)
             _sync_folder(self.path.parent)
@@ -192,16 +193,6 @@ def _take_lock(path: pathlib.Path) -> int:
 
 def _meta_text(settings: Mapping[str, Any]) -> str:
     return json.dumps(settings, indent=2, allow_nan=False) + "\n"
-
-
-def _write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file that is either the old one or the whole new one, never a part."""
-    beside = path.with_name(path.name + ".part")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def _sync_folder(folder: pathlib.Path) -> None:

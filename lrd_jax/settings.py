@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import os
 import pathlib
 import tomllib
@@ -57,6 +58,15 @@ def check_types(config: Any) -> None:
 def field_names(cls: type) -> list[str]:
     """Names of the settings of `cls` that can be set."""
     return [f.name for f in dataclasses.fields(cls) if f.init]
+
+
+def plain(config: Any, prefix: str = "decode.") -> dict[str, Any]:
+    """The settings of a config by their prefixed names, as JSON values."""
+    return {
+        # JSON has no infinity.
+        prefix + name: str(value) if value == math.inf else value
+        for name, value in dataclasses.asdict(config).items()
+    }
 
 
 def unknown_name(name: str, known: list[str], where: str) -> UserError:

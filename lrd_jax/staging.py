@@ -1,4 +1,4 @@
-"""Directories that appear complete or not at all."""
+"""Directories and files that appear complete or not at all."""
 
 import contextlib
 import os
@@ -67,6 +67,21 @@ def one_line_disk_errors(path: pathlib.Path, *also: type[Exception]) -> Iterator
     except kinds as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"{path}: cannot be written: {reason}") from None
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes a file that is either the old one or the whole new one, never a part.
+
+    Raises:
+        UserError: the disk is full or cannot be written.
+    """
+    with one_line_disk_errors(path):
+        beside = path.with_name(path.name + ".part")
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
 
 
 def first_line(error: Exception) -> str:

@@ -5,7 +5,6 @@ interrupted.
 """
 
 import dataclasses
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from lrd_jax.cli import (
     with_defaults,
 )
 from lrd_jax.errors import UserError
-from lrd_jax.settings import build, field_names, unknown_name
+from lrd_jax.settings import build, field_names, plain, unknown_name
 from lrd_jax.training.mixture import task_weights
 from lrd_jax.training.settings import (
     Recipe,
@@ -148,17 +147,18 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(request: Request) -> None:
+    from lrd_jax import figure
     from lrd_jax.training import start
     from lrd_jax.training.data import data_from_examples, data_from_tasks
     from lrd_jax.training.examples import read_examples
     from lrd_jax.training.export import export
     from lrd_jax.training.loop import Run, restore, train
-    from lrd_jax.training.plot import check_plot, plot_log
+    from lrd_jax.training.plot import plot_log
     from lrd_jax.training.rundir import RunDir
 
     cfg, recipe = request.cfg, request.recipe
     if request.plot is not None:
-        check_plot(request.plot)
+        figure.check_path(request.plot)
     folder = RunDir(request.out)
     if request.export and not folder.saved_steps():
         raise UserError(f"{folder.path} has no checkpoints to export.")
@@ -211,12 +211,9 @@ def _settings(
         settings["vocabulary"] = dataclasses.asdict(request.recipe.vocabulary)
     if request.data is None:
         settings["phases"] = [dataclasses.asdict(p) for p in request.recipe.phases]
-    return settings | {
-        # JSON has no infinity.
-        f"train.{name}": str(value) if value == math.inf else value
-        for name, value in dataclasses.asdict(request.cfg).items()
-        if name != "save_seconds"  # Changes nothing.
-    }
+    train = plain(request.cfg, "train.")
+    del train["train.save_seconds"]  # Changes nothing.
+    return settings | train
 
 
 def _say(line: str) -> None:

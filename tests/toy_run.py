@@ -19,7 +19,9 @@ import tokenizers
 from lrd_jax.config import ModelConfig
 from lrd_jax.decode.state import NEVER, DecodeResult, StopReason
 from lrd_jax.engine import Engine
-from lrd_jax.generate import Source, leave, main
+from lrd_jax.generate import main
+from lrd_jax.process import leave
+from lrd_jax.source import Source
 from lrd_jax.tokenizer import Tokenizer
 
 EOS, TURN, MASK = 60, 61, 63
@@ -122,7 +124,7 @@ def run_toy(argv, calls=None, **source):
     """`main` with the toy model; returns its exit code."""
     return main(
         [str(word) for word in argv],
-        open_source=lambda request: toy_source(**source),
+        open_source=lambda path, dtype: toy_source(**source),
         make_decode_fn=lambda denoiser, cfg: toy_make_decode_fn(
             denoiser, cfg, calls=calls
         ),

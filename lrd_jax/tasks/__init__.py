@@ -11,7 +11,7 @@ from lrd_jax.errors import UserError
 from lrd_jax.tasks import arithmetic, code, lists, stories, sudoku
 from lrd_jax.tasks.base import SPLITS, Instance, Split, Task, instances
 
-__all__ = ["SPLITS", "TASKS", "Instance", "Split", "Task", "find", "instances"]
+__all__ = ["SPLITS", "TASKS", "Instance", "Split", "Task", "find", "instances", "named"]
 
 TASKS: dict[str, Task] = {
     task.name: task
@@ -27,7 +27,26 @@ def find(name: str) -> Task:
         UserError: no such task.
     """
     if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else ", ".join(TASKS)
-        raise UserError(f"no task {name!r}; {hint}")
+        raise _unknown(name, list(TASKS))
     return TASKS[name]
+
+
+def named(name: str) -> list[Task]:
+    """The task of that name, or else the tasks of the family of that name.
+
+    Raises:
+        UserError: neither a task nor a family.
+    """
+    if name in TASKS:
+        return [TASKS[name]]
+    members = [task for task in TASKS.values() if task.family == name]
+    if not members:
+        families = [task.family for task in TASKS.values()]
+        raise _unknown(name, list(dict.fromkeys([*families, *TASKS])))
+    return members
+
+
+def _unknown(name: str, known: list[str]) -> UserError:
+    near = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else ", ".join(known)
+    return UserError(f"no task {name!r}; {hint}")

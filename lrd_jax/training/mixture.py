@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from lrd_jax.errors import UserError
-from lrd_jax.tasks import TASKS, find
+from lrd_jax.tasks import named
 
 
 def task_weights(weights: Mapping[str, int | float], where: str) -> dict[str, float]:
@@ -14,12 +14,10 @@ def task_weights(weights: Mapping[str, int | float], where: str) -> dict[str, fl
     """
     shares: dict[str, float] = {}
     for name, weight in weights.items():
-        members = [task.name for task in TASKS.values() if task.family == name]
-        if name in TASKS or not members:
-            try:
-                members = [find(name).name]
-            except UserError as error:
-                raise UserError(f"{where}: {error}") from None
+        try:
+            members = [task.name for task in named(name)]
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
         for member in members:
             shares[member] = shares.get(member, 0.0) + weight / len(members)
     total = sum(shares.values())

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from lrd_jax.errors import UserError
-from lrd_jax.staging import first_line, one_line_disk_errors
+from lrd_jax.staging import first_line, one_line_disk_errors, write_atomically
 
 KEPT = 2  # Checkpoints: the older one is there should the newest be damaged.
 
@@ -202,14 +202,3 @@ def read_log(path: pathlib.Path) -> Sequence[dict[str, Any]]:
         except (ValueError, TypeError, KeyError):
             raise UserError(f"{path}, line {number}: not a line of a log.") from None
     return read
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file that is either the old one or the whole new one, never a part."""
-    with one_line_disk_errors(path):
-        beside = path.with_name(path.name + ".part")
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)

@@ -1,0 +1,216 @@
+"""Measures decode methods on tasks: `python -m lrd_jax.evaluate --help`.
+
+Exit codes: those of `lrd_jax.generate`.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lrd_jax.cli import use_compilation_cache
+from lrd_jax.errors import UserError
+from lrd_jax.evaluation.plot import plot
+from lrd_jax.evaluation.request import Request, parse
+from lrd_jax.evaluation.statistics import summarise
+from lrd_jax.evaluation.table import tables
+from lrd_jax.process import exit_code, leave, nonfinite_code, say
+from lrd_jax.runfile import RunFile
+from lrd_jax.settings import plain
+from lrd_jax.source import Source, open_checkpoint
+from lrd_jax.staging import one_line_disk_errors, write_atomically
+
+# Modules that import JAX are imported in the functions that use them.
+
+META = ".jsonl.meta.json"  # What `RunFile` puts beside the records of a method.
+
+
+def main(
+    argv: Sequence[str],
+    *,
+    open_source: Callable[[str | None, str | None], Source] = open_checkpoint,
+    make_decode_fn: Callable[..., Any] | None = None,
+) -> int:
+    """Runs the command and returns its exit code.
+
+    Args:
+        argv: the arguments behind the program's name.
+        open_source: finds the model; tests pass their own.
+        make_decode_fn: `lrd_jax.decode.loop.make_decode_fn`, or a test's own.
+    """
+
+    def way_on() -> str:
+        return "the same command, if it has `--output`,"
+
+    return exit_code(lambda: _run(parse(argv), open_source, make_decode_fn), way_on)
+
+
+def _run(
+    request: Request,
+    open_source: Callable[[str | None, str | None], Source],
+    make_decode_fn: Callable[..., Any] | None,
+) -> int:
+    from lrd_jax.evaluation.problems import make_groups
+
+    flags = request.flags
+    if request.baseline is None:
+        say("no method is called `baseline`: the differences to it are left out.")
+    source = open_source(flags.ckpt, flags.dtype)
+    groups = make_groups(
+        request.members,
+        n=flags.n,
+        split=flags.split,
+        seed=flags.seed,
+        gen_length=flags.gen_length,
+        source=source,
+    )
+    settings = _settings(request, source, groups)
+    records = _measure_all(request, source, groups, settings, make_decode_fn)
+    report = make_report(request, settings, groups, records)
+    text = tables(report)
+    if flags.output is not None:
+        folder = pathlib.Path(flags.output)
+        write_atomically(
+            folder / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n"
+        )
+        write_atomically(folder / "table.md", text)
+    print(text, end="")
+    if flags.plot is not None:
+        plot(report, flags.plot)
+    return nonfinite_code(
+        [
+            f"{record['id']} ({name})"
+            for name, part in records.items()
+            for record in part
+            if record["stop_reason"] == "nonfinite"
+        ]
+    )
+
+
+def _measure_all(
+    request: Request,
+    source: Source,
+    groups: Sequence[Any],
+    settings: dict[str, Any],
+    make_decode_fn: Callable[..., Any] | None,
+) -> dict[str, list[Any]]:
+    """The records of each method; those that an earlier run has left are kept."""
+    from lrd_jax.evaluation.run import Runner
+
+    flags = request.flags
+    ids = [problem.row.id for group in groups for problem in group.problems]
+    runner = Runner(
+        source, groups, make_decode_fn or _decode_loop(), flags.batch_size, flags.seed
+    )
+    if flags.output is None:
+        return {method.name: runner.run(method) for method in request.methods}
+    folder = pathlib.Path(flags.output)
+    _check_folder(folder)
+    with contextlib.ExitStack() as stack:
+        # All at once: a file that is refused is found before hours are spent.
+        files = {
+            method.name: stack.enter_context(
+                RunFile(
+                    folder / f"{method.name}.jsonl",
+                    settings | {"method": method.cfg.method} | plain(method.cfg),
+                    ids,
+                )
+            )
+            for method in request.methods
+        }
+        return {m.name: runner.run(m, files[m.name]) for m in request.methods}
+
+
+def _decode_loop() -> Callable[..., Any]:
+    from lrd_jax.decode.loop import make_decode_fn
+
+    return make_decode_fn
+
+
+def _check_folder(folder: pathlib.Path) -> None:
+    """Makes the directory, or sees that it is one of this command's.
+
+    Raises:
+        UserError: it holds other things, or cannot be made.
+    """
+    with one_line_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        names = sorted(path.name for path in folder.iterdir())
+    others = [name for name in names if not name.endswith((".lock", ".part"))]
+    if others and not any(name.endswith(META) for name in others):
+        raise UserError(
+            f"{folder} holds {others[0]} and no records of an evaluation; choose "
+            "another `--output`."
+        )
+
+
+def _settings(
+    request: Request, source: Source, groups: Sequence[Any]
+) -> dict[str, Any]:
+    """What the records of all methods depend on, flat."""
+    import importlib.metadata
+
+    flags = request.flags
+    texts = [
+        [problem.instance.prompt, problem.instance.payload]
+        for group in groups
+        for problem in group.problems
+    ]
+    return {
+        "lrd_jax": importlib.metadata.version("lrd_jax"),
+        "checkpoint": source.fingerprint,
+        "dtype": source.dtype,
+        "tasks": list(request.members),
+        "n": flags.n,
+        "split": flags.split,
+        "seed": flags.seed,
+        # The answers do not depend on it, but the seconds do.
+        "batch_size": flags.batch_size,
+        "problems_sha256": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
+    }
+
+
+def make_report(
+    request: Request,
+    settings: dict[str, Any],
+    groups: Sequence[Any],
+    records: dict[str, list[Any]],
+) -> dict[str, Any]:
+    """All figures as JSON values, for the files, the table and the plot."""
+    reference = records.get(request.baseline or "")
+    methods = {}
+    for method in request.methods:
+        figures, start = {}, 0
+        for group in groups:
+            part = slice(start, start + len(group.problems))
+            theirs = None if reference is None else reference[part]
+            figures[group.name] = summarise(records[method.name][part], theirs)
+            start = part.stop
+        methods[method.name] = {
+            "entry": method.entry,
+            # JSON has no infinity.
+            "value": str(method.value) if method.value == math.inf else method.value,
+            "swept": method.swept,
+            "method": method.cfg.method,
+            "settings": plain(method.cfg),
+            "all": summarise(records[method.name], reference),
+            "tasks": figures,
+        }
+    return {
+        "settings": settings
+        | {
+            "gen_length": request.flags.gen_length,
+            "sweep": request.sweep and request.sweep.setting,
+        },
+        "baseline": request.baseline,
+        "methods": methods,
+    }
+
+
+if __name__ == "__main__":
+    use_compilation_cache()
+    leave(main(sys.argv[1:]))

@@ -1,0 +1,183 @@
+"""The command line of `lrd_jax.evaluate`: arguments -> one checked `Request`.
+
+Imports neither JAX nor a model, so that `--help` and mistakes are answered at once.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from lrd_jax import figure
+from lrd_jax.cli import MAX_SEED, OptionalText
+from lrd_jax.errors import UserError
+from lrd_jax.evaluation.methods import (
+    ALL,
+    Method,
+    Sweep,
+    choose,
+    parse_sweep,
+    read_entries,
+    swept,
+)
+from lrd_jax.tasks import Task, named
+
+
+def _shown(metavar: str) -> Any:
+    return tyro.conf.arg(metavar=metavar)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Measures decode methods on generated problems.
+
+    Attributes:
+        ckpt: checkpoint made by `python -m convert` or `python -m lrd_jax.train`.
+        tasks: names of tasks or of families of tasks, with commas; each is reported
+            apart, and all together.
+        n: problems for each of --tasks; a family's are shared evenly by its tasks.
+        split: train, validation or test.
+        methods: entries of the method file, with commas, or `all`; by default all, and
+            for a sweep `lrd`. The name of a decode method that the file lacks means
+            that with its defaults.
+        method_file: TOML file with a table for each method, or the name of one that
+            comes with the package.
+        baseline: the method that others are compared with; by default `baseline`, if
+            it is one of --methods.
+        sweep: a setting and its values; runs the methods, all but the baseline, with
+            each. Values are written as in TOML.
+        gen_length: positions to generate, for all methods.
+        output: directory for the records of each method, report.json and table.md;
+            started again, the same command goes on where it was.
+        plot: image file: accuracy against forwards, or both against a sweep's values.
+        batch_size: problems decoded together.
+        seed: of the problems and of the random key.
+        dtype: of the weights; by default as stored, and float32 on CPU.
+    """
+
+    ckpt: Annotated[OptionalText, _shown("DIR")] = None
+    tasks: Annotated[str, _shown("NAME,...")] = (
+        "lists,code,sudoku,expressions,word_problems"
+    )
+    n: Annotated[int, _shown("N")] = 1000
+    split: Literal["train", "validation", "test"] = "test"
+    methods: Annotated[OptionalText, _shown("NAME,...|all")] = None
+    method_file: Annotated[str, _shown("FILE.toml|NAME")] = "methods"
+    baseline: Annotated[OptionalText, _shown("NAME")] = None
+    sweep: Annotated[OptionalText, _shown("SETTING=VALUE,...")] = None
+    gen_length: Annotated[int, _shown("N")] = 64
+    output: Annotated[OptionalText, _shown("DIR")] = None
+    plot: Annotated[OptionalText, _shown("FILE.png")] = None
+    batch_size: Annotated[int, _shown("N")] = 32
+    seed: Annotated[int, _shown("N")] = 0
+    dtype: Annotated[Literal["float32", "bfloat16"] | None, tyro.conf.DisallowNone] = (
+        None
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the command line asks for, checked as far as it goes without a model.
+
+    Attributes:
+        flags: as typed.
+        members: the tasks of each name of `--tasks`.
+        methods: in the order of the table, their names unique.
+        baseline: name of the method to compare with; None for no comparison.
+        sweep: the setting that differs between methods, or None.
+    """
+
+    flags: Flags
+    members: dict[str, list[Task]]
+    methods: list[Method]
+    baseline: str | None
+    sweep: Sweep | None
+
+
+def parse(argv: Sequence[str]) -> Request:
+    """Reads the arguments.
+
+    Raises:
+        UserError: a mistake that tyro cannot see.
+        SystemExit: after `--help` (0) and after tyro's own messages (2).
+    """
+    flags = tyro.cli(
+        Flags,
+        prog="python -m lrd_jax.evaluate",
+        description=Flags.__doc__ and Flags.__doc__.partition("\n")[0],
+        args=list(argv),
+    )
+    for name in ("n", "batch_size", "gen_length"):
+        if getattr(flags, name) < 1:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"`{flag}` must be at least 1, got {getattr(flags, name)}.")
+    if not 0 <= flags.seed <= MAX_SEED:
+        raise UserError(f"`--seed` must be in [0, {MAX_SEED}], got {flags.seed}.")
+    members = find_members(_names(flags.tasks, "--tasks"))
+    sweep = None if flags.sweep is None else parse_sweep(flags.sweep)
+    methods = _methods(flags, sweep)
+    if flags.plot is not None:
+        figure.check_path(flags.plot)
+    return Request(
+        flags=flags,
+        members=members,
+        methods=methods,
+        baseline=_baseline(flags.baseline, methods),
+        sweep=sweep,
+    )
+
+
+def find_members(names: Sequence[str]) -> dict[str, list[Task]]:
+    """The tasks of each name of `--tasks`.
+
+    Raises:
+        UserError: no such task or family, or a task is named twice.
+    """
+    members: dict[str, list[Task]] = {}
+    owner: dict[str, str] = {}
+    for name in names:
+        found = named(name)
+        for task in found:
+            if task.name in owner:
+                raise UserError(
+                    f"--tasks: task {task.name!r} is in {owner[task.name]!r} and in "
+                    f"{name!r}; name it once."
+                )
+            owner[task.name] = name
+        members[name] = found
+    return members
+
+
+def _names(text: str, flag: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise UserError(f"`{flag}` must be names with commas between, got {text!r}.")
+    return names
+
+
+def _methods(flags: Flags, sweep: Sweep | None) -> list[Method]:
+    text = flags.methods
+    if text is None:
+        text = ALL if sweep is None else "lrd"
+    entries = read_entries(flags.method_file)
+    chosen = choose(_names(text, "--methods"), entries, flags.gen_length)
+    if sweep is None:
+        return chosen
+    fixed = flags.baseline or "baseline"
+    if all(method.name == fixed for method in chosen):
+        raise UserError(f"--sweep: nothing to sweep besides the baseline, {fixed}.")
+    return [
+        one
+        for method in chosen
+        for one in ([method] if method.name == fixed else swept(method, sweep))
+    ]
+
+
+def _baseline(name: str | None, methods: Sequence[Method]) -> str | None:
+    names = [method.name for method in methods]
+    if name is not None and name not in names:
+        raise UserError(
+            f"--baseline {name!r} is not among the methods: {', '.join(names)}."
+        )
+    return name or next((n for n in names if n == "baseline"), None)

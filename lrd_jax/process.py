@@ -1,0 +1,71 @@
+"""How a command that decodes ends: its exit code and its last words."""
+
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from lrd_jax.errors import UserError
+
+MAX_NAMED = 20
+
+
+def say(line: str) -> None:
+    """Tells the user something that is no result."""
+    print(line, file=sys.stderr)
+
+
+def exit_code(run: Callable[[], int], on_interrupt: Callable[[], str]) -> int:
+    """Runs a command; what stops it becomes one line and an exit code.
+
+    Args:
+        run: the command; returns its exit code.
+        on_interrupt: what to say after Ctrl-C.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A letter that the terminal cannot show must not end a run.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        code = run()
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        say(f"error: {error}")
+        return 2
+    except SystemExit as stop:  # tyro's, after its own message or `--help`.
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt:
+        say(f"interrupted; {on_interrupt()} goes on where it was.")
+        return 130
+    except BrokenPipeError:
+        # Else Python tries to flush what is left at exit, and complains.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def nonfinite_code(ids: Sequence[int | str]) -> int:
+    """1 if there are rows that met non-finite logits, which it names; 0 otherwise."""
+    if not ids:
+        return 0
+    names = ", ".join(map(str, ids[:MAX_NAMED]))
+    more = len(ids) - MAX_NAMED
+    say(
+        "the model gave NaN or infinite logits for id "
+        + names
+        + (f" and {more} more" if more > 0 else "")
+        + "; those rows end with stop_reason nonfinite."
+    )
+    return 1
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process; after an interrupt without waiting for the device.
+
+    An orderly exit waits for the batch under way, which may take minutes.
+    """
+    if code == 130:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
