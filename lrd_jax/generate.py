@@ -48,20 +48,14 @@ def open_checkpoint(request: Request) -> Source:
     """The source that the flags name.
 
     Raises:
-        UserError: none named, or not a checkpoint.
+        UserError: not a checkpoint.
     """
-    # A built-in model is to be what no `--ckpt` means.
-    if request.ckpt is None:
-        raise UserError(
-            "no model: give `--ckpt DIR`, a checkpoint made by "
-            "`python -m convert --src HF_DIR --dst DIR`."
-        )
     import jax
 
-    from lrd_jax import checkpoint, pretrained
+    from lrd_jax import builtin, checkpoint, pretrained
     from lrd_jax.tokenizer import Tokenizer
 
-    path = request.ckpt
+    path = builtin.find(request.ckpt)
     config = checkpoint.read_config(path)
     # What `pretrained.load` makes of None.
     platform = "float32" if jax.default_backend() == "cpu" else "stored"
