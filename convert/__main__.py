@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from lrd_jax import builtin
 from lrd_jax.errors import UserError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -25,7 +26,7 @@ class Args:
 
     Attributes:
         src: directory to read: config.json and safetensors, or with `--to hf` a
-            checkpoint that this command made.
+            checkpoint that this command made, or the name of a built-in one.
         dst: directory to make.
         to: layout of `dst`.
         dtype: of the weights written; by default that of the source.
@@ -33,7 +34,7 @@ class Args:
         overwrite: replace an earlier result at `dst`.
     """
 
-    src: Annotated[str, tyro.conf.arg(metavar="DIR")]
+    src: Annotated[str, tyro.conf.arg(metavar="DIR|NAME")]
     dst: Annotated[str, tyro.conf.arg(metavar="DIR")]
     to: Literal["lrd", "hf"] = "lrd"
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -60,8 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: Args) -> None:
-    src, dst = pathlib.Path(args.src), pathlib.Path(args.dst)
-    _check_paths(args)
+    dst = pathlib.Path(args.dst)
+    src = builtin.find(args.src) if args.to == "hf" else pathlib.Path(args.src)
+    _check_paths(args, src, dst)
     from convert import convert  # Imports JAX: not for --help and mistyped paths.
 
     if args.to == "hf":
@@ -76,7 +78,7 @@ def _run(args: Args) -> None:
             variant=args.variant,
             overwrite=args.overwrite,
         )
-    print(f"{src} -> {dst}: {report}")
+    print(f"{args.src} -> {dst}: {report}")
     if args.to == "hf":
         print(
             "To load it with PyTorch, put configuration_*.py, modeling_*.py and the "
@@ -84,9 +86,8 @@ def _run(args: Args) -> None:
         )
 
 
-def _check_paths(args: Args) -> None:
+def _check_paths(args: Args, src: pathlib.Path, dst: pathlib.Path) -> None:
     """Raises `UserError` unless there is a source, well apart from the destination."""
-    src, dst = pathlib.Path(args.src), pathlib.Path(args.dst)
     if not src.is_dir():
         if _HUB_ID.fullmatch(args.src) and not src.exists():
             raise UserError(_download_hint(args))

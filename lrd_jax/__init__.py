@@ -1,7 +1,8 @@
 """Latent Refinement Decoding for masked diffusion language models, in JAX.
 
-model = lrd_jax.load("llada-8b-instruct")  # made by `python -m convert`
-decode_fn = lrd_jax.make_decode_fn(model.denoiser, lrd_jax.DecodeConfig())
+model = lrd_jax.load()  # The built-in one; or a directory made by `python -m convert`.
+cfg = lrd_jax.DecodeConfig(gen_length=64)
+decode_fn = lrd_jax.make_decode_fn(model.denoiser, cfg)
 result = decode_fn(model.params, prompt_ids, prompt_mask, jax.random.key(0))
 """
 

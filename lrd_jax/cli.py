@@ -12,6 +12,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
+from lrd_jax import builtin
 from lrd_jax.config import METHODS, MethodConfig
 from lrd_jax.errors import UserError
 from lrd_jax.settings import build, field_names, read_toml, unknown_name
@@ -35,13 +36,15 @@ class Flags(Generic[FieldsT]):
     """The flags as typed, for tyro; `Request` is what they mean.
 
     Attributes:
-        ckpt: checkpoint made by `python -m convert`.
+        ckpt: directory of a checkpoint made by `python -m convert`, or the name of a
+            built-in one; by default the built-in `tiny`.
         prompt: text to continue; several texts, or the flag again, for several prompts.
         input: JSONL file of prompts instead: one {"prompt": text}, {"messages": [...]}
             or {"prompt_ids": [...]} a line, with an optional "id".
         output: JSONL file for the results; started again, the same command goes on
             where it was.
-        config: TOML file of settings, or the name of one that comes with the package.
+        config: TOML file of settings, or the name of one that comes with the package;
+            by default, for a built-in model, the one of its name.
         method: how to decode; by default the config's method, or lrd.
         batch_size: prompts decoded together.
         seed: seed of the random key; a row's sample depends on it and on the row's line
@@ -52,7 +55,7 @@ class Flags(Generic[FieldsT]):
         decode: settings of the method.
     """
 
-    ckpt: Annotated[OptionalText, _shown("DIR")] = None
+    ckpt: Annotated[OptionalText, _shown("DIR|NAME")] = None
     prompt: Annotated[
         tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, _shown("TEXT ...")
     ] = ()
@@ -77,7 +80,7 @@ class Request:
     """What the command line asks for, checked as far as it goes without a model.
 
     Attributes:
-        ckpt: the checkpoint, or None.
+        ckpt: a directory or a name, as for `builtin.find`; None for the built-in model.
         prompts: the texts given by `--prompt`; empty if there is an input file.
         input: path of the JSONL input, or None.
         output: path of the JSONL output, or None for the terminal.
@@ -109,6 +112,8 @@ def parse(argv: Sequence[str]) -> Request:
         SystemExit: after `--help` (0) and after tyro's own messages (2).
     """
     config = last_value(argv, "--config")
+    if config is None:
+        config = builtin.config_of(last_value(argv, "--ckpt"))
     values, method, where = (
         _read_config(config) if config is not None else ({}, None, "")
     )

@@ -9,6 +9,7 @@ import pathlib
 import shlex
 from typing import Any
 
+from lrd_jax import builtin
 from lrd_jax.config import ModelConfig
 from lrd_jax.errors import UserError
 from lrd_jax.settings import build
@@ -16,7 +17,6 @@ from lrd_jax.settings import build
 NAME = "model.json"
 FORMAT = 1
 DTYPES = ("bfloat16", "float32")
-_MAKE_ONE = "give a directory made by `python -m convert --src HF_DIR --dst DIR`."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +93,16 @@ def _build(content: dict[str, Any], where: str) -> ModelFile:
 
 
 def _why_not_a_checkpoint(path: pathlib.Path) -> str:
+    wanted = (
+        "give a directory made by `python -m convert --src HF_DIR --dst DIR`, or the "
+        f"name of a built-in model: {', '.join(builtin.names())}."
+    )
     if not path.exists():
-        return f"no such checkpoint: {path}; {_MAKE_ONE}"
+        return f"no such checkpoint: {path}; {wanted}"
     if (path / "config.json").is_file():
         src, dst = shlex.quote(str(path)), shlex.quote(f"{path}-lrd")
         return (
             f"{path} is a Hugging Face directory; convert it first: "
             f"python -m convert --src {src} --dst {dst}"
         )
-    return f"{path} is not a checkpoint, it has no {NAME}; {_MAKE_ONE}"
+    return f"{path} is not a checkpoint, it has no {NAME}; {wanted}"

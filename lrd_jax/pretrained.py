@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from lrd_jax import checkpoint
+from lrd_jax import builtin, checkpoint
 from lrd_jax.base import Denoiser, Params
 from lrd_jax.config import ModelConfig
 from lrd_jax.errors import UserError
@@ -66,15 +66,17 @@ class Model:
 
 
 def load(
-    path_or_name: str | pathlib.Path,
+    path_or_name: str | pathlib.Path | None = None,
     *,
     dtype: DTypeLike | None = None,
     shardings: Any = None,
 ) -> Model:
-    """Loads a checkpoint that `python -m convert` made.
+    """Loads a checkpoint that `python -m convert` made, or a built-in one.
 
     Args:
-        path_or_name: the checkpoint's directory.
+        path_or_name: the checkpoint's directory, or the name of a model that comes with
+            the package; if there is a directory of that name, it is meant. None for
+            the built-in model `tiny`.
         dtype: of the weights. None keeps the stored dtype on accelerators and takes
             float32 on CPU, where bfloat16 is slower and less exact.
         shardings: where the weights go, see `checkpoint.restore`; None for the default
@@ -84,7 +86,7 @@ def load(
         UserError: no such checkpoint, a damaged one, or a Hugging Face directory (the
             message gives the command that converts it).
     """
-    path = pathlib.Path(path_or_name)
+    path = builtin.find(path_or_name)
     config = checkpoint.read_config(path)
     # Before the weights, which take their time.
     tokenizer = Tokenizer.load(path)

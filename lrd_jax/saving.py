@@ -94,6 +94,8 @@ def save(
             raise ValueError(f"missing leaves: {missing}")
         with one_line_disk_errors(path, ValueError):
             _to_its_end(ocp.partial.finalize, path / PARAMS_DIR)
+            # It names this machine's directories; only object stores need it.
+            (path / PARAMS_DIR / "commit_success.txt").unlink(missing_ok=True)
             sha256 = fingerprint(digests, wanted)
             sizes = {
                 str(file.relative_to(path)): file.stat().st_size

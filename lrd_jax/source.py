@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from lrd_jax.errors import UserError
-
 # JAX is imported in the function: commands import this module before they need it.
 
 
@@ -32,35 +30,31 @@ def open_checkpoint(path: str | None, dtype: str | None) -> Source:
     """The source that the flags name.
 
     Args:
-        path: of the checkpoint, or None if none is named.
+        path: directory of the checkpoint, or a built-in model's name; None for the
+            default one.
         dtype: of the weights; None for `pretrained.load`'s choice.
 
     Raises:
-        UserError: none named, or not a checkpoint.
+        UserError: not a checkpoint.
     """
-    # A built-in model is to be what no `--ckpt` means.
-    if path is None:
-        raise UserError(
-            "no model: give `--ckpt DIR`, a checkpoint made by "
-            "`python -m convert --src HF_DIR --dst DIR`."
-        )
     import jax
 
-    from lrd_jax import checkpoint, pretrained
+    from lrd_jax import builtin, checkpoint, pretrained
     from lrd_jax.tokenizer import Tokenizer
 
-    config = checkpoint.read_config(path)
+    folder = builtin.find(path)
+    config = checkpoint.read_config(folder)
     # What `pretrained.load` makes of None.
     platform = "float32" if jax.default_backend() == "cpu" else "stored"
 
     def load() -> tuple[Any, Any]:
-        model = pretrained.load(path, dtype=dtype)
+        model = pretrained.load(folder, dtype=dtype)
         return model.denoiser, model.params
 
     return Source(
         config=config,
-        tokenizer=Tokenizer.load(path),
-        fingerprint=checkpoint.read_fingerprint(path),
+        tokenizer=Tokenizer.load(folder),
+        fingerprint=checkpoint.read_fingerprint(folder),
         dtype=dtype or platform,
         load=load,
     )

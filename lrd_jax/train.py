@@ -46,7 +46,8 @@ class Flags(Generic[FieldsT]):
         config: TOML file, or the name of one that comes with the package, with the
             tables [train], [model], [vocabulary] and [[phase]].
         out: directory for log, checkpoints and, as `export`, the result.
-        init: checkpoint to start from; [model] and [vocabulary] are then not used.
+        init: directory of a checkpoint to start from, or the name of a built-in one;
+            [model] and [vocabulary] are then not used.
         data: JSONL file to fine-tune on, one {"prompt", "messages" or "prompt_ids":
             ..., "response" or "response_ids": ...} a line; [[phase]] is then not used.
         plot: image file for the loss curve.
@@ -56,7 +57,7 @@ class Flags(Generic[FieldsT]):
 
     config: Annotated[OptionalText, tyro.conf.arg(metavar="FILE.toml|NAME")] = None
     out: Annotated[str, tyro.conf.arg(metavar="DIR")]
-    init: Annotated[OptionalText, tyro.conf.arg(metavar="DIR")] = None
+    init: Annotated[OptionalText, tyro.conf.arg(metavar="DIR|NAME")] = None
     data: Annotated[OptionalText, tyro.conf.arg(metavar="FILE.jsonl")] = None
     plot: Annotated[OptionalText, tyro.conf.arg(metavar="FILE.png")] = None
     export: Switch = False

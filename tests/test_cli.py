@@ -18,6 +18,8 @@ from lrd_jax.errors import UserError
 from lrd_jax.settings import field_names
 
 PROMPT = ("--prompt", "hello")
+# A checkpoint that brings no settings, so that the defaults are `lrd_jax.config`'s.
+OWN = (*PROMPT, "--ckpt", "my-checkpoint")
 
 
 def write_toml(tmp_path, text):
@@ -36,7 +38,7 @@ def test_it_needs_no_jax():
 
 def test_defaults():
     request = parse(PROMPT)
-    assert request.decode == DecodeConfig()
+    assert request.decode == DecodeConfig(gen_length=64)  # As in configs/tiny.toml.
     assert request.prompts == ("hello",)
     assert (request.batch_size, request.seed) == (8, 0)
     assert not request.raw
@@ -71,8 +73,8 @@ def test_several_prompts():
     ],
 )
 def test_method_chooses_the_settings(method, cls):
-    assert parse([*PROMPT, "--method", method]).decode == cls()
-    assert parse([*PROMPT, f"--method={method}"]).decode == cls()
+    assert parse([*OWN, "--method", method]).decode == cls()
+    assert parse([*OWN, f"--method={method}"]).decode == cls()
 
 
 # A value other than the default for every setting, valid with all others at default.
@@ -135,7 +137,7 @@ def test_every_setting_is_a_flag(method, name):
     words = [flag, str(value)]
     if isinstance(value, bool):
         words = [flag if value else f"--decode.no-{name.replace('_', '-')}"]
-    request = parse([*PROMPT, "--method", method, *NEEDS.get(name, []), *words])
+    request = parse([*OWN, "--method", method, *NEEDS.get(name, []), *words])
     assert getattr(request.decode, name) == value
     changed = {f.name for f in dataclasses.fields(request.decode)} - {name}
     default = METHODS[method]()
@@ -158,6 +160,18 @@ def test_config_file_and_flags_over_it(tmp_path):
     flags = "--decode.gen-length 30 --decode.block-length 10".split()
     request = parse([*PROMPT, "--config", path, *flags])
     assert request.decode == DecodeConfig(gen_length=30, block_length=10, r_f=1.0)
+
+
+@pytest.mark.parametrize(("method", "cls"), METHODS.items())
+def test_a_built_in_model_brings_its_config(method, cls, tmp_path):
+    words = [*PROMPT, "--method", method]
+    for ckpt in ([], ["--ckpt", "tiny"], ["--ckpt=tiny"]):
+        assert parse([*words, *ckpt]).decode == cls(gen_length=64)
+    flag = ["--decode.gen-length", "8"]
+    assert parse([*words, *flag]).decode == cls(gen_length=8)
+    given = ["--config", write_toml(tmp_path, "")]
+    assert parse([*words, *given]).decode == cls()
+    assert parse([*words, "--ckpt", str(tmp_path)]).decode == cls()
 
 
 def test_config_file_names_the_method(tmp_path):

@@ -17,7 +17,6 @@ from train_toy import quick_compile as quick_compile
 
 from lrd_jax import tasks
 from lrd_jax.decode.loop import make_decode_fn
-from lrd_jax.evaluate import main
 from lrd_jax.evaluation import plot as plot_module
 from lrd_jax.model import backbone, families
 
@@ -515,9 +514,3 @@ def test_the_command_itself(tmp_path):
     assert (code, out) == (2, "")
     assert said.startswith("error: no task 'sudoko'")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_without_a_checkpoint(capsys):
-    # Until there is a built-in model.
-    assert main(["--n", "1", "--methods", "lrd", "--tasks", "copy"]) == 2
-    assert "give `--ckpt DIR`" in capsys.readouterr().err

@@ -15,7 +15,6 @@ import pytest
 from toy_run import POISON, run_toy
 
 from lrd_jax.cli import use_compilation_cache
-from lrd_jax.generate import main
 
 TOY = str(pathlib.Path(__file__).parent / "toy_run.py")
 SHORT = ("--decode.gen-length", "4")
@@ -307,15 +306,6 @@ def test_an_output_that_cannot_be_written(tmp_path, capsys):
     assert run_toy(["--prompt", "w1", "--output", tmp_path / "no" / "out", *SHORT]) == 2
     err = capsys.readouterr().err
     assert "out: cannot be written: No such file or directory" in err
-    assert err.count("\n") == 1
-
-
-def test_no_checkpoint_says_how_to_make_one(capsys):
-    assert main(["--prompt", "w1"]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "`--ckpt DIR`" in err
-    assert "python -m convert" in err
     assert err.count("\n") == 1
 
 

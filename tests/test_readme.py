@@ -1,23 +1,11 @@
-"""README's Python runs as printed, in order, on the checkpoint that it makes."""
+"""README's Python runs as printed, in order."""
 
 import pathlib
 import re
 
-import pytest
-
-from convert import convert, random_checkpoint
-
 README = pathlib.Path(__file__).parents[1] / "README.md"
 
 
-@pytest.fixture
-def demo(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    random_checkpoint.write(tmp_path / "demo/hf", "llada", seed=0)
-    convert.from_hf(tmp_path / "demo/hf", tmp_path / "demo/ckpt")
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.mark.usefixtures("demo")
 def test_the_python_blocks_run_as_printed(capsys):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert len(blocks) == 3

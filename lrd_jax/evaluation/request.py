@@ -33,7 +33,8 @@ class Flags:
     """Measures decode methods on generated problems.
 
     Attributes:
-        ckpt: checkpoint made by `python -m convert` or `python -m lrd_jax.train`.
+        ckpt: checkpoint made by `python -m convert` or `python -m lrd_jax.train`, or
+            the name of a built-in model; by default `tiny`.
         tasks: names of tasks or of families of tasks, with commas; each is reported
             apart, and all together.
         n: problems for each of --tasks; a family's are shared evenly by its tasks.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lrd_jax import checkpoint
+from lrd_jax import builtin, checkpoint
 from lrd_jax.base import Denoiser, Params
 from lrd_jax.config import ModelConfig
 from lrd_jax.model import backbone, families
@@ -61,13 +61,13 @@ class Start:
         os.replace(part, folder)
 
 
-def from_checkpoint(path: str) -> Start:
-    """Goes on from a converted checkpoint.
+def from_checkpoint(path_or_name: str) -> Start:
+    """Goes on from a converted checkpoint, or a built-in one.
 
     Raises:
         UserError: not a checkpoint, or a damaged one.
     """
-    folder = pathlib.Path(path)
+    folder = builtin.find(path_or_name)
     return Start(
         config=checkpoint.read_config(folder),
         tokenizer=Tokenizer.load(folder),
