@@ -123,14 +123,20 @@ def run_blocks(
         # The cache is carried and not scanned over, which would make a second one.
         x, cache = carry
         index, block_params = inputs
-        slots = None if cache is None else (cache.keys[index], cache.values[index])
         block = nnx.merge(block_def, block_params)
+        slots = None
+        if cache is not None:
+            slots = tuple(
+                jax.lax.dynamic_index_in_dim(part, index, keepdims=False)
+                for part in (cache.keys, cache.values)
+            )
         x, slots = block(x, angles, key_mask, slots, start, write)
         if cache is not None:
+            put = jax.lax.dynamic_update_index_in_dim
             keys, values = slots
             cache = KVCache(
-                keys=cache.keys.at[index].set(keys),
-                values=cache.values.at[index].set(values),
+                keys=put(cache.keys, keys, index, 0),
+                values=put(cache.values, values, index, 0),
             )
         return (x, cache), None
 

@@ -126,7 +126,7 @@ class Attention(nnx.Module):
         key_mask: Bool[Array, "B T"],
         slots: tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]] | None,
         start: Int[Array, " B"] | None,
-        write: Bool[Array, "B n"] | None,
+        write: Bool[Array, "B n"] | None = None,
     ) -> tuple[
         Float[Array, "B n D"],
         tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]] | None,
