@@ -2,7 +2,6 @@
 
 import dataclasses
 import typing
-from typing import Any
 
 import flax.struct
 import jax.numpy as jnp
@@ -36,11 +35,12 @@ class CacheState:
     num_full: Int[Array, " B"]
 
 
-def empty_cache(denoiser: Denoiser, batch: int, length: int, dtype: Any) -> CacheState:
-    """The cache of rows that have not had a forward yet."""
+def empty_cache(denoiser: Denoiser, embeds: Float[Array, "B T D"]) -> CacheState:
+    """The cache of rows that have not had a forward yet, in the dtype of `embeds`."""
+    batch, length, _ = embeds.shape
     zero = jnp.zeros(batch, jnp.int32)
     return CacheState(
-        slots=denoiser.init_cache(batch, length, dtype),
+        slots=denoiser.init_cache(batch, length, embeds.dtype),
         age=zero,
         drift=jnp.zeros(batch, jnp.float32),
         waiting=jnp.zeros(batch, bool),

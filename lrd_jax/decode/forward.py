@@ -11,8 +11,9 @@ from lrd_jax.decode.cache import is_stale, take_seats
 from lrd_jax.decode.plan import Plan
 from lrd_jax.decode.state import DecodeState, Phase, take_window
 
-# Hidden rows of the active blocks, and the keys and values of all positions.
-Carry = tuple[Float[Array, "B W D"], KVCache]
+# Hidden rows of the active blocks, and the keys and values of all positions: given a
+# cache, the model returns one.
+Carry = tuple[Float[Array, "B W D"], KVCache | None]
 
 
 def forward(

@@ -314,7 +314,7 @@ def init_state(
             has_work, StopReason.RUNNING, StopReason.COMMITTED
         ).astype(jnp.int32),
         record=_blank_record(batch, budget, gen_length // block_length, gen_length),
-        cache=empty_cache(denoiser, *ids.shape, embeds.dtype) if cached else None,
+        cache=empty_cache(denoiser, embeds) if cached else None,
     )
 
 
