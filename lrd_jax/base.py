@@ -48,6 +48,7 @@ class HiddenFn(Protocol):
         key_mask: Bool[Array, "B T"],
         cache: KVCache | None = None,
         start: Int[Array, " B"] | None = None,
+        write: Bool[Array, "B n"] | None = None,
     ) -> tuple[Float[Array, "B m D"], KVCache | None]:
         """Runs the transformer; row i of the answer predicts the token at position i.
 
@@ -55,7 +56,7 @@ class HiddenFn(Protocol):
         a cache that is passed in is filled from slot 0.
 
         Window call: row b holds the positions `[start[b] - lead, start[b] + W)`, the
-        answer only the last W of them; keys and values of all n = W + lead rows are
+        answer only the last W of them; keys and values of the n = W + lead rows are
         written to the cache, whose other slots are read as they stand.
 
         Args:
@@ -65,6 +66,8 @@ class HiddenFn(Protocol):
             key_mask: `[B, T]` True where a position may be attended to.
             cache: keys and values of all T positions, or None.
             start: `[B]` first position of a window call, at least `lead`.
+            write: `[B, n]` True at the rows of a window call whose keys and values are
+                written; None for all.
 
         Returns:
             `[B, m, D]` hidden rows after the last norm, and the cache as written.

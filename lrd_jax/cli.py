@@ -268,7 +268,15 @@ def _infill_settings(
             "`--infill` fills every marker, whatever comes before it: leave out "
             "`--decode.stop-at-eos`."
         )
-    return {"stop_at_eos": False, "block_length": None}
+    if "cache" in typed and chosen["cache"] != "none":
+        raise UserError(
+            "`--infill` decodes the text as one block, and nothing is outside of it to "
+            "be cached: leave out `--decode.cache`."
+        )
+    no_cache = {
+        f.name: f.default for f in dataclasses.fields(cls) if f.name.startswith("cache")
+    }
+    return {"stop_at_eos": False, "block_length": None} | no_cache
 
 
 def use_compilation_cache() -> None:

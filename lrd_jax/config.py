@@ -140,6 +140,15 @@ class DecodeConfig(WindowConfig):
         sample_top_p: nucleus of the tempered distribution that tokens are drawn from.
         sample_top_k: draw among the k likeliest only; None for all.
         max_steps: most forwards a row may take; None for enough in every case.
+        cache: keys and values that are kept from a block's first forward and read by
+            the others of the block, though they would have moved a little: `prefix`,
+            those ahead of the block; `dual`, those behind it, too; or `none`.
+        cache_refresh_steps: with a cache, every so many forwards of a row compute all
+            of them anew; None for a block's first forward only.
+        cache_refresh_kl: so does the next forward once the sum of D since then exceeds
+            it; None for no such bound.
+        cache_lane: rows of a batch that may do so in the same turn; the others wait,
+            which changes when they are decoded but not to what.
     """
 
     block_length: int | None = None
@@ -164,6 +173,10 @@ class DecodeConfig(WindowConfig):
     sample_top_p: float = 1.0
     sample_top_k: int | None = None
     max_steps: int | None = None
+    cache: Literal["none", "prefix", "dual"] = "none"
+    cache_refresh_steps: int | None = None
+    cache_refresh_kl: float | None = None
+    cache_lane: int = 1
 
     method: ClassVar[str] = "lrd"
 
@@ -173,7 +186,9 @@ class DecodeConfig(WindowConfig):
         for name in ("r_f", "r_f_decode", "top_p", "threshold", "klass_conf"):
             value = getattr(self, name)
             check(value is None or 0 <= value <= 1, name, value, "in [0, 1]")
-        for name in ("tau_refine", "tau_decode", "stop_entropy", "entropy_bound"):
+        for name in (
+            "tau_refine tau_decode stop_entropy entropy_bound cache_refresh_kl"
+        ).split():
             value = getattr(self, name)
             check(value is None or value >= 0, name, value, "0 or more")
         check(
@@ -188,7 +203,10 @@ class DecodeConfig(WindowConfig):
             self.refine_per_commit,
             "-1 (until settled), 0 (off) or more",
         )
-        for name in ("kl_patience", "tokens_per_step", "klass_steps", "max_steps"):
+        for name in (
+            "kl_patience tokens_per_step klass_steps max_steps cache_refresh_steps "
+            "cache_lane"
+        ).split():
             value = getattr(self, name)
             check(value is None or value >= 1, name, value, "at least 1")
         _check_sampling(self.sample_top_p, self.sample_top_k)
@@ -216,6 +234,12 @@ class DecodeConfig(WindowConfig):
             why = "left out when `temperature` is 0: nothing is sampled"
             check(self.sample_top_p == 1, "sample_top_p", self.sample_top_p, why)
             check(self.sample_top_k is None, "sample_top_k", self.sample_top_k, why)
+        if self.cache == "none":
+            why = "left out when `cache` is none"
+            steps, kl = self.cache_refresh_steps, self.cache_refresh_kl
+            check(steps is None, "cache_refresh_steps", steps, why)
+            check(kl is None, "cache_refresh_kl", kl, why)
+            check(self.cache_lane == 1, "cache_lane", self.cache_lane, why)
         if self.refine_per_commit == -1:
             check(
                 self.max_refine_steps > 0,

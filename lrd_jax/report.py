@@ -47,6 +47,7 @@ def make_record(
         "text": text,
         "token_ids": token_ids,
         "num_forwards": taken,
+        "num_full_forwards": int(result.num_full_forwards[index]),
         "useful_tokens": int(result.useful_tokens[index]),
         "stop_reason": _reason(result.stop_reason[index]),
         "block_stop": [_reason(code) for code in result.block_stop[index]],
@@ -83,12 +84,14 @@ class Totals:
     Attributes:
         rows: how many.
         forwards: forward passes, each counted once for each row that took it.
+        full_forwards: those of them that read no cache.
         useful_tokens: committed tokens before the end of the text.
         nonfinite: ids of rows that met NaN or infinity.
     """
 
     rows: int = 0
     forwards: int = 0
+    full_forwards: int = 0
     useful_tokens: int = 0
     nonfinite: list[int | str] = dataclasses.field(default_factory=list)
 
@@ -97,6 +100,7 @@ class Totals:
         for record in records:
             self.rows += 1
             self.forwards += record["num_forwards"]
+            self.full_forwards += record["num_full_forwards"]
             self.useful_tokens += record["useful_tokens"]
             if record["stop_reason"] == "nonfinite":
                 self.nonfinite.append(record["id"])
@@ -106,7 +110,8 @@ class Totals:
         per_forward = self.useful_tokens / max(self.forwards, 1)
         per_second = self.useful_tokens / max(run_seconds, 1e-9)
         return (
-            f"prompts {self.rows} | forwards {self.forwards} | "
+            f"prompts {self.rows} | forwards {self.forwards} "
+            f"({self.full_forwards} full) | "
             f"useful tokens {self.useful_tokens} | "
             f"tokens per forward {per_forward:.2f} | "
             f"useful tokens/s {per_second:.1f} | "

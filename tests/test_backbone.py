@@ -70,7 +70,7 @@ def full_call(cfg, embeds, cache=None):
     return hidden_fn(cfg)(params, embeds, POSITIONS, KEY_MASK, cache)
 
 
-def window_call(cfg, embeds, cache):
+def window_call(cfg, embeds, cache, write=None):
     """The rows that each batch row's window passes, lead row included."""
     lead = families.make_denoiser(cfg).lead
     slots = STARTS[:, None] + np.arange(-lead, W)
@@ -82,6 +82,7 @@ def window_call(cfg, embeds, cache):
         KEY_MASK,
         cache,
         STARTS,
+        write,
     )
 
 
@@ -243,6 +244,42 @@ def test_a_window_call_writes_its_own_slots_only(family):
         for row, start in enumerate(STARTS):
             want = range(start - lead, start + W)
             assert list(np.flatnonzero(moved[row])) == list(want)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_window_call_leaves_slots_that_it_is_not_to_write(family):
+    cfg, embeds = FAMILIES[family], embeds_of()
+    lead = families.make_denoiser(cfg).lead
+    _, cache = full_call(cfg, embeds, empty_cache(cfg))
+    other = changed(embeds, {(row, t) for row in range(B) for t in range(T)})
+    write = np.ones((B, lead + W), bool)
+    write[1] = write[2, : lead + 1] = False
+    window, after = window_call(cfg, other, cache, write)
+    for before, now in [(cache.keys, after.keys), (cache.values, after.values)]:
+        moved = np.asarray(before != now).any(axis=(0, 3, 4))
+        assert list(np.flatnonzero(moved[0])) == list(range(6 - lead, 6 + W))
+        assert not moved[1].any()
+        assert list(np.flatnonzero(moved[2])) == list(range(5 + 1, 5 + W))
+    everything, _ = window_call(cfg, other, cache)
+    close(window[0], everything[0])
+    # What is not written is not attended to either: the old slots are.
+    assert np.abs(window[2] - everything[2]).max() > 1e-3
+
+
+def test_a_window_of_dream_at_the_first_real_token_reads_it_as_the_full_call_does():
+    cfg, embeds = DREAM, embeds_of()
+    want, cache = full_call(cfg, embeds, empty_cache(cfg))
+    row, start = 1, int(PADDING[1])
+    slots = np.arange(start - 1, start + W)
+    got, _ = hidden_fn(cfg)(
+        params_of(cfg),
+        embeds[row : row + 1, slots],
+        POSITIONS[row : row + 1, slots],
+        KEY_MASK[row : row + 1],
+        jax.tree.map(lambda x: x[:, row : row + 1], cache),
+        np.array([start]),
+    )
+    close(got[0], want[row, start : start + W])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

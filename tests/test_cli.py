@@ -185,12 +185,15 @@ def test_config_file_names_the_method(tmp_path):
 
 def test_infill_fixes_its_settings(tmp_path):
     path = write_toml(
-        tmp_path, "[decode]\ngen_length = 64\nblock_length = 32\nstop_at_eos = true\n"
+        tmp_path,
+        "[decode]\ngen_length = 64\nblock_length = 32\nstop_at_eos = true\n"
+        'cache = "dual"\ncache_lane = 2\n',
     )
     for words in ([], ["--config", path], ["--decode.no-stop-at-eos"]):
         request = parse([*PROMPT, "--infill", *words])
         assert not request.decode.stop_at_eos
         assert request.decode.block_length is None
+        assert request.decode.cache == "none"
     assert parse([*PROMPT, "--infill", "--method", "baseline"]).infill
 
 
@@ -256,6 +259,14 @@ def test_infill_fixes_its_settings(tmp_path):
         (
             [*PROMPT, "--infill", "--decode.block-length", "8"],
             "leave out `--decode.block-length`",
+        ),
+        (
+            [*PROMPT, "--infill", "--decode.cache", "dual"],
+            "leave out `--decode.cache`",
+        ),
+        (
+            [*PROMPT, "--method", "dream", "--decode.cache", "dual"],
+            "'cache' is a setting of method lrd and baseline, not of dream",
         ),
         ([*PROMPT, "--infill", "--method", "dream"], "works with method lrd"),
     ],

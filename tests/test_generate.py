@@ -19,8 +19,9 @@ from lrd_jax.cli import use_compilation_cache
 TOY = str(pathlib.Path(__file__).parent / "toy_run.py")
 SHORT = ("--decode.gen-length", "4")
 KEYS = (
-    "id text token_ids num_forwards useful_tokens stop_reason block_stop refine_steps "
-    "kl phase nucleus_size commit_step commit_prob commit_entropy"
+    "id text token_ids num_forwards num_full_forwards useful_tokens stop_reason "
+    "block_stop refine_steps kl phase nucleus_size commit_step commit_prob "
+    "commit_entropy"
 ).split()
 
 
@@ -72,7 +73,7 @@ def test_several_prompts_are_headed_by_their_ids(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "=== 0 ==="
     assert lines[2] == "=== 1 ==="
-    assert lines[4].startswith("prompts 2 | forwards 6 | ")
+    assert lines[4].startswith("prompts 2 | forwards 6 (2 full) | ")
 
 
 def test_without_a_tokenizer_the_ids_are_printed(capsys, tmp_path):

@@ -66,7 +66,8 @@ def test_it_gives_what_the_api_gives(ckpt, run):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(3), jnp.arange(3))
     result = make_decode_fn(model.denoiser, cfg)(model.params, ids, mask, keys)
     assert [record["token_ids"] for record in records] == result.tokens.tolist()
-    assert [r["num_forwards"] for r in records] == result.num_forwards.tolist()
+    for name in ("num_forwards", "num_full_forwards"):
+        assert [r[name] for r in records] == getattr(result, name).tolist()
     for record in records:
         assert len(record["kl"]) == len(record["phase"]) == record["num_forwards"]
         text = text_of(model.tokenizer, record["token_ids"], (EOS, TURN), MASK)
@@ -163,7 +164,7 @@ def test_as_a_program(ckpt, tmp_path):
     assert (child.returncode, child.stderr) == (0, "")
     text, figures = child.stdout.splitlines()
     assert len(text.split()) <= 4
-    assert figures.startswith("prompts 1 | forwards 4 | ")
+    assert figures.startswith("prompts 1 | forwards 4 (4 full) | ")
     assert any((tmp_path / "cache" / "lrd_jax" / "compiled").iterdir())
     assert {path.name for path in tmp_path.iterdir()} == {"run.toml", "cache"}
 

@@ -141,13 +141,23 @@ def test_dream_sampler_gives_the_published_tokens(decode, n):
     assert result.num_forwards[0] == case["args"]["steps"]
 
 
-UNCACHED = [c for c in read("llada_cached")["cases"] if c["function"] == "generate"]
+CACHED = {
+    "none": "generate",
+    "prefix": "generate_with_prefix_cache",
+    "dual": "generate_with_dual_cache",
+}
 
 
+@pytest.mark.parametrize("cache", CACHED)
 @pytest.mark.parametrize("threshold", [0.9, 0.4, None])
-def test_confidence_threshold_gives_the_published_tokens(decode, threshold):
+def test_confidence_threshold_gives_the_published_tokens(decode, threshold, cache):
     """The prompts differ in length, so they also share a padded batch."""
-    cases = [c for c in UNCACHED if c["args"].get("threshold") == threshold]
+    cases = [
+        case
+        for case in read("llada_cached")["cases"]
+        if case["function"] == CACHED[cache]
+        and case["args"].get("threshold") == threshold
+    ]
     assert len({len(case["prompt"]) for case in cases}) == len(cases) == 2
     cfg = BaselineConfig(
         gen_length=32,
@@ -155,10 +165,13 @@ def test_confidence_threshold_gives_the_published_tokens(decode, threshold):
         commit_order="confidence",
         threshold=threshold,
         stop_at_eos=False,
+        cache=cache,
     )
     result = decode("llada", cfg, [case["prompt"] for case in cases])
     assert result.tokens.tolist() == [case["tokens"] for case in cases]
     assert (result.num_forwards <= [case["nfe"] for case in cases]).all()
+    num_full = result.num_forwards if cache == "none" else 4  # One a block.
+    assert (result.num_full_forwards == num_full).all()
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])

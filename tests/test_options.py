@@ -45,6 +45,10 @@ def more_forwards(a, b):
     return fewer_forwards(b, a)
 
 
+def more_full_forwards(a, b):
+    return (b.num_full_forwards > a.num_full_forwards).all()
+
+
 def block_by_block(a, b):
     def in_order(x):
         return (x.commit_step[:, :4].max(1) < x.commit_step[:, 4:].min(1)).all()
@@ -135,6 +139,25 @@ COMMITS = dict(
         lambda a, b: (b.num_forwards == 3).all() and (a.num_forwards > 3).all(),
     ),
 )
+CACHED = dict(
+    cache=Effect(
+        dict(cache="dual"),
+        lambda a, b: (
+            (a.num_full_forwards == a.num_forwards).all()
+            and (b.num_full_forwards == 1).all()
+        ),
+    ),
+    cache_refresh_steps=Effect(
+        dict(cache_refresh_steps=3),
+        lambda a, b: (b.num_full_forwards == (b.num_forwards + 2) // 3).all(),
+        base=dict(cache="prefix"),
+    ),
+    cache_refresh_kl=Effect(
+        dict(cache_refresh_kl=0.5), more_full_forwards, base=dict(cache="dual")
+    ),
+)
+# What it changes is not in a result: tests/test_cache.py.
+SHOWN_ELSEWHERE = {"cache_lane"}
 # Every D is below it: phase 2 stops as soon as the other conditions let it.
 ALWAYS_CALM = dict(tau_decode=99.0)
 REFINING = dict(
@@ -217,8 +240,8 @@ DREAM = dict(
     sample_top_k=Effect(dict(sample_top_k=1), likelier_tokens, base=RANDOM_ORDER),
 )
 EFFECTS = {
-    DecodeConfig: WINDOW | COMMITS | REFINING,
-    BaselineConfig: WINDOW | COMMITS,
+    DecodeConfig: WINDOW | COMMITS | CACHED | REFINING,
+    BaselineConfig: WINDOW | COMMITS | CACHED,
     LladaConfig: WINDOW | LLADA,
     DreamConfig: WINDOW | DREAM,
 }
@@ -266,7 +289,7 @@ def fields_of(cls):
 
 @pytest.mark.parametrize("cls", METHODS.values())
 def test_no_setting_is_forgotten(cls):
-    covered = set(EFFECTS[cls])
+    covered = set(EFFECTS[cls]) | (SHOWN_ELSEWHERE & fields_of(cls))
     if cls is BaselineConfig:
         covered |= set(IDLE_IN_BASELINE) | REFUSED_IN_BASELINE | FIXED_IN_BASELINE
     assert covered == fields_of(cls)
@@ -305,6 +328,10 @@ BAD_DECODE = dict(
     klass_kl=[0, 0.0, *POSITIVE],
     klass_steps=COUNT,
     max_steps=COUNT,
+    cache=["both", 1, None],
+    cache_refresh_steps=COUNT,
+    cache_refresh_kl=POSITIVE,
+    cache_lane=[*COUNT, None],
 )
 BAD = {
     DecodeConfig: BAD_WINDOW | BAD_SAMPLING | BAD_DECODE,
@@ -339,6 +366,9 @@ NEEDS = dict(
     sample_top_p=dict(temperature=1.0),
     sample_top_k=dict(temperature=1.0),
     steps=dict(block_length=4),
+    cache_refresh_steps=dict(cache="dual"),
+    cache_refresh_kl=dict(cache="dual"),
+    cache_lane=dict(cache="dual"),
 )
 
 
@@ -404,6 +434,9 @@ def test_two_multi_commit_rules_at_once_are_refused(cls, left_out):
         (DecodeConfig, dict(sample_top_p=0.5), "sample_top_p"),
         (DecodeConfig, dict(sample_top_k=5), "sample_top_k"),
         (DecodeConfig, dict(refine_per_commit=-1, max_refine_steps=0), "max_refine"),
+        (DecodeConfig, dict(cache_refresh_steps=3), "cache_refresh_steps"),
+        (BaselineConfig, dict(cache_refresh_kl=0.5), "cache_refresh_kl"),
+        (DecodeConfig, dict(cache_lane=2), "cache_lane"),
         (DreamConfig, dict(alg="origin", alg_temp=0.5), "alg_temp"),
     ],
 )
@@ -417,6 +450,10 @@ def test_a_setting_that_would_do_nothing_beside_another_is_refused(cls, given, n
         (DecodeConfig, dict(r_f=1, top_p=0, tau_refine=0, tau_decode=INF, threshold=0)),
         (DecodeConfig, dict(r_f=0, top_p=1, stop_entropy=INF, entropy_bound=0)),
         (DecodeConfig, dict(max_refine_steps=0, klass_conf=1, max_steps=1)),
+        (
+            DecodeConfig,
+            dict(cache="prefix", cache_refresh_steps=1, cache_refresh_kl=0),
+        ),
         (BaselineConfig, dict(refine_per_commit=0, r_f_decode=0.0)),
         (LladaConfig, dict(gen_length=8, block_length=4, steps=2, cfg_scale=0)),
         (DreamConfig, dict(steps=1, eps=0.999, sample_top_k=1)),

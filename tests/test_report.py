@@ -22,6 +22,7 @@ def result():
         tokens=np.int32([1, 2, EOS, 3, MASK]),
         committed=np.array([True, True, True, True, False]),
         num_forwards=np.int32(3),
+        num_full_forwards=np.int32(2),
         useful_tokens=np.int32(2),
         stop_reason=np.int32(4),
         block_stop=np.int32([2, 0]),
@@ -43,6 +44,7 @@ def test_a_record(result):
         "text": "w1 w2",
         "token_ids": [1, 2, EOS, 3, MASK],
         "num_forwards": 3,
+        "num_full_forwards": 2,
         "useful_tokens": 2,
         "stop_reason": "step_limit",
         "block_stop": ["kl", None],
@@ -82,10 +84,11 @@ def test_what_the_terminal_shows():
 def test_figures():
     totals = Totals()
     record = {"num_forwards": 10, "useful_tokens": 25, "stop_reason": "kl", "id": 0}
+    record["num_full_forwards"] = 3
     totals.add([record])
     totals.add([record | {"stop_reason": "nonfinite", "id": "b"}])
     assert totals.nonfinite == ["b"]
     assert totals.figures(compile_seconds=1.25, run_seconds=0.5) == (
-        "prompts 2 | forwards 20 | useful tokens 50 | tokens per forward 2.50 | "
-        "useful tokens/s 100.0 | compile 1.25 s | run 0.5 s"
+        "prompts 2 | forwards 20 (6 full) | useful tokens 50 | "
+        "tokens per forward 2.50 | useful tokens/s 100.0 | compile 1.25 s | run 0.5 s"
     )

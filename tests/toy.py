@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrd_jax.base import Denoiser
+from lrd_jax.base import Denoiser, KVCache
 from lrd_jax.config import DecodeConfig
 from lrd_jax.decode.loop import make_decode_fn, make_stepper
 
@@ -69,16 +69,37 @@ class NumpyModel:
         return x @ w["head"] + w["bias"]
 
 
-def _hidden(params, embeds, positions, key_mask, cache=None, start=None):
-    assert start is None, "the toy has no window call"
+def _hidden(params, embeds, positions, key_mask, cache=None, start=None, write=None):
     table = jnp.asarray(waves(np.arange(64)), jnp.float32)
     x = embeds + table[positions]
-    for layer in range(LAYERS):
+    for layer in range(len(params["query"])):
         query, key, value = (params[name][layer] for name in ("query", "key", "value"))
-        scores = jnp.einsum("bid,bjd->bij", x @ query, x @ key) / D**0.5
+        keys, values = x @ key, x
+        if cache is not None:
+            cache = KVCache(
+                keys=_write(cache.keys, layer, keys, start, write),
+                values=_write(cache.values, layer, values, start, write),
+            )
+            keys, values = cache.keys[layer, :, :, 0], cache.values[layer, :, :, 0]
+        scores = jnp.einsum("bid,bjd->bij", x @ query, keys) / D**0.5
         scores = jnp.where(key_mask[:, None, :], scores, -jnp.inf)
-        x = x + jnp.tanh(jax.nn.softmax(scores, axis=-1) @ x @ value)
+        x = x + jnp.tanh(jax.nn.softmax(scores, axis=-1) @ values @ value)
     return x, cache
+
+
+def _write(slots, layer, rows, start, write):
+    """`[B, n, D]` rows into one layer of `[L, B, T, 1, D]` slots, for a cache."""
+    batch, length, _ = rows.shape
+    at = jnp.broadcast_to(jnp.arange(length)[None, :], (batch, length))
+    if start is not None:
+        at = jnp.where(write, at + start[:, None], slots.shape[2])
+    row = jnp.arange(batch)[:, None]
+    return slots.at[layer, row, at, 0].set(rows, mode="drop")
+
+
+def _init_cache(batch, length, dtype):
+    empty = jnp.zeros((LAYERS, batch, length, 1, D), dtype)
+    return KVCache(keys=empty, values=empty)
 
 
 def _logits(params, hidden):
@@ -90,7 +111,7 @@ DENOISER = Denoiser(
     hidden=_hidden,
     logits=_logits,
     expect=lambda params, probs: probs @ params["embed"],
-    init_cache=lambda *_: None,
+    init_cache=_init_cache,
     mask_id=MASK,
     eos_ids=(EOS, TURN),
     pad_id=PAD,

@@ -84,6 +84,7 @@ def toy_result(prompt_ids, prompt_mask, key_data, fill):
         tokens=tokens,
         committed=fill & ~bad[:, None],
         num_forwards=np.full(rows, 3),
+        num_full_forwards=np.full(rows, 1),
         useful_tokens=np.full(rows, 2),
         stop_reason=np.where(bad, StopReason.NONFINITE, StopReason.KL),
         block_stop=np.tile([StopReason.EOS, StopReason.RUNNING], (rows, 1)),

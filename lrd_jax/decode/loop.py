@@ -17,6 +17,7 @@ from lrd_jax.base import Denoiser, Params
 from lrd_jax.config import DecodeConfig, DreamConfig, LladaConfig, MethodConfig
 from lrd_jax.decode import belief
 from lrd_jax.decode.commit import commit_step, lrd_plan
+from lrd_jax.decode.forward import forward
 from lrd_jax.decode.measure import measure
 from lrd_jax.decode.plan import Plan
 from lrd_jax.decode.refine import refine_step
@@ -29,7 +30,6 @@ from lrd_jax.decode.state import (
     finish,
     init_state,
     select_rows,
-    take_window,
 )
 
 
@@ -90,7 +90,7 @@ def make_decode_fn(
     Raises:
         ValueError: when traced, for arguments of a wrong shape or dtype, an empty
             prompt, a prompt + window beyond the model's context, or infilling with
-            `stop_at_eos` or with another method than LRD.
+            `stop_at_eos`, with a cache or with another method than LRD.
     """
     plan = make_plan(denoiser, cfg)
 
@@ -160,9 +160,13 @@ def _alive(state: DecodeState) -> Bool[Array, " B"]:
 def turn(
     plan: Plan, params: Params, state: DecodeState, rows: Bool[Array, " B"]
 ) -> DecodeState:
-    """Acts on the newest belief of `rows`, runs their next forward, measures it."""
-    state = refine_step(plan, params, state, rows & (state.phase == Phase.REFINE))
-    state = commit_step(plan, params, state, rows & (state.phase == Phase.COMMIT))
+    """Acts on the newest belief of `rows`, runs their next forward, measures it.
+
+    A row that waits for a full forward has acted already, in the turn it came to wait.
+    """
+    acting = rows if state.cache is None else rows & ~state.cache.waiting
+    state = refine_step(plan, params, state, acting & (state.phase == Phase.REFINE))
+    state = commit_step(plan, params, state, acting & (state.phase == Phase.COMMIT))
     rows = rows & _alive(state)
     return jax.lax.cond(
         jnp.any(rows), lambda s: predict(plan, params, s, rows), lambda s: s, state
@@ -173,7 +177,7 @@ def predict(
     plan: Plan, params: Params, state: DecodeState, rows: Bool[Array, " B"]
 ) -> DecodeState:
     """One forward of the model, and what it says about `rows`."""
-    hidden = _window_hidden(plan, params, state)
+    hidden, state, rows = forward(plan, params, state, rows)
     reading = _read_window(plan, params, state, hidden)
     first = (state.phase == Phase.OPEN)[:, None]
     newest = WindowBelief(
@@ -192,27 +196,6 @@ def predict(
     newest = select_rows(rows & finite, newest, state.belief)
     state = dataclasses.replace(state, belief=newest)
     return measure(plan, state, rows, finite, reading.nucleus_size)
-
-
-def _window_hidden(
-    plan: Plan, params: Params, state: DecodeState
-) -> Float[Array, "B W D"]:
-    def run(embeds: Float[Array, "B T D"]) -> Float[Array, "B W D"]:
-        hidden, _ = plan.denoiser.hidden(
-            params, embeds, state.positions, state.key_mask
-        )
-        start = state.offset + state.block_start
-        return take_window(hidden, start, state.block_length)
-
-    hidden = run(state.embeds)
-    if plan.guidance == 0:
-        return hidden
-    mask_row = plan.denoiser.embed(params, jnp.int32(plan.denoiser.mask_id))
-    blind = run(state.embeds.at[:, : state.offset].set(mask_row[None, None, :]))
-    # The head is linear, so guiding hidden rows guides logits: z_u + (s+1)(z_c - z_u).
-    wide, blind = hidden.astype(jnp.float32), blind.astype(jnp.float32)
-    guided = blind + (plan.guidance + 1.0) * (wide - blind)
-    return guided.astype(hidden.dtype)
 
 
 def _read_window(
@@ -267,6 +250,7 @@ def _init(
         gen_length=gen_length,
         block_length=block_length,
         budget=plan.budget(gen_length // block_length, gen_length),
+        cached=plan.cfg.cache != "none",
     )
 
 
@@ -304,6 +288,11 @@ def check_arguments(
             raise ValueError(
                 "infilling (`open_mask`) needs `stop_at_eos=False`: an end-of-text id "
                 "in the middle does not end a text that goes on behind it."
+            )
+        if cfg.cache != "none":
+            raise ValueError(
+                f"infilling (`open_mask`) needs `cache='none'`, got {cfg.cache!r}: the "
+                "whole text is one block, and nothing is outside of it to be cached."
             )
     if length > denoiser.max_length:
         raise ValueError(

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from lrd_jax.decode.cache import count_forward
 from lrd_jax.decode.commit import count_stable, kl_stop
 from lrd_jax.decode.plan import Plan
 from lrd_jax.decode.refine import after_commit, reduce_kl, settled
@@ -50,6 +51,7 @@ def measure(
         block_step=state.block_step + 1,
         refine_run=jnp.where(refined, state.refine_run + 1, 0),
         calm=_calm(plan, state, kind, kl),
+        cache=count_forward(state.cache, kl),
     )
     counted = _decide(plan, counted, kind, kl, finite)
     if plan.cfg.klass_conf is not None:

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from lrd_jax.base import Denoiser, Params
+from lrd_jax.base import Denoiser, KVCache, Params
+from lrd_jax.decode.cache import CacheState, empty_cache
 
 
 class Phase(enum.IntEnum):
@@ -120,6 +121,7 @@ class DecodeState:
             RUNNING for an ordinary commit.
         stop_reason: `[B]` `StopReason` of the row.
         record: what is only reported.
+        cache: kept keys and values; None where every forward computes all of them.
     """
 
     key_mask: Bool[Array, "B T"]
@@ -141,6 +143,7 @@ class DecodeState:
     fill: Int[Array, " B"]
     stop_reason: Int[Array, " B"]
     record: Record
+    cache: CacheState | None
 
     @property
     def offset(self) -> int:
@@ -178,6 +181,8 @@ class DecodeResult:
             positions never reached (step limit, non-finite).
         committed: `[B, G]` True where the model chose the token.
         num_forwards: `[B]` forward passes the row took.
+        num_full_forwards: `[B]` those of them over all positions; the others computed a
+            window and read a cache for the rest.
         useful_tokens: `[B]` committed tokens before the first end-of-text id.
         stop_reason: `[B]` `StopReason`.
     """
@@ -185,6 +190,7 @@ class DecodeResult:
     tokens: Int[Array, "B G"]
     committed: Bool[Array, "B G"]
     num_forwards: Int[Array, " B"]
+    num_full_forwards: Int[Array, " B"]
     useful_tokens: Int[Array, " B"]
     stop_reason: Int[Array, " B"]
     block_stop: Int[Array, "B N"]
@@ -217,13 +223,19 @@ def put_at(values: Array, column: Int[Array, " B"], new: Array) -> Array:
 
 
 def select_rows(rows: Bool[Array, " B"], new: Any, old: Any) -> Any:
-    """Leaf by leaf, `new` where `rows` and `old` elsewhere."""
+    """Leaf by leaf, `new` where `rows` and `old` elsewhere.
 
-    def select(new: Array, old: Array) -> Array:
+    Cached keys and values stay those of `old`: only a forward writes them, and it
+    writes those of the rows that it is for.
+    """
+
+    def select(new: Any, old: Any) -> Any:
+        if isinstance(old, KVCache):
+            return old
         pick = rows.reshape(rows.shape + (1,) * (new.ndim - 1))
         return jnp.where(pick, new, old)
 
-    return jax.tree.map(select, new, old)
+    return jax.tree.map(select, new, old, is_leaf=lambda x: isinstance(x, KVCache))
 
 
 def row_keys(key: Array, batch: int) -> Key[Array, " B"]:
@@ -257,9 +269,11 @@ def init_state(
     gen_length: int,
     block_length: int,
     budget: int,
+    cached: bool = False,
 ) -> DecodeState:
     """All buffers of a decode, before its first forward.
 
+    With `cached` a KV cache is among them, in the dtype of the embeddings.
     With `open_mask` the prompt itself is the window, one block long, and the positions
     marked in it are generated; `gen_length` and `block_length` are then not used.
     """
@@ -300,6 +314,7 @@ def init_state(
             has_work, StopReason.RUNNING, StopReason.COMMITTED
         ).astype(jnp.int32),
         record=_blank_record(batch, budget, gen_length // block_length, gen_length),
+        cache=empty_cache(denoiser, embeds) if cached else None,
     )
 
 
@@ -350,6 +365,7 @@ def finish(state: DecodeState, denoiser: Denoiser) -> DecodeResult:
         tokens=state.tokens,
         committed=chosen,
         num_forwards=state.step,
+        num_full_forwards=state.step if state.cache is None else state.cache.num_full,
         useful_tokens=jnp.sum(counted, axis=1, dtype=jnp.int32),
         stop_reason=state.stop_reason,
         block_stop=state.record.block_stop,

@@ -114,6 +114,7 @@ def _decode(
             "correct": right,
             "text": record["text"],
             "num_forwards": record["num_forwards"],
+            "num_full_forwards": record["num_full_forwards"],
             "useful_tokens": record["useful_tokens"],
             "refine_steps": sum(record["refine_steps"]),
             "stop_reason": record["stop_reason"],

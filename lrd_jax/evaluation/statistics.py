@@ -51,9 +51,14 @@ def summarise(
     """
     n = len(records)
     correct = sum(record["correct"] for record in records)
-    forwards, tokens, refine_steps = (
+    forwards, full_forwards, tokens, refine_steps = (
         sum(record[name] for record in records)
-        for name in ("num_forwards", "useful_tokens", "refine_steps")
+        for name in (
+            "num_forwards",
+            "num_full_forwards",
+            "useful_tokens",
+            "refine_steps",
+        )
     )
     seconds = math.fsum(record["seconds"] for record in records)
     figures: dict[str, Any] = {
@@ -62,6 +67,7 @@ def summarise(
         "accuracy": correct / n,
         "interval": list(wilson(correct, n)),
         "forwards": forwards,
+        "full_forwards": full_forwards,
         "refine_steps": refine_steps,
         "useful_tokens": tokens,
         "seconds": seconds,

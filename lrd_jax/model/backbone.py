@@ -39,8 +39,10 @@ class Block(nnx.Module):
         key_mask: Any,
         slots: Any,
         start: Any,
+        write: Any,
     ) -> tuple[Float[Array, "B n D"], Any]:
-        mixed, slots = self.attn(self.attn_norm(x), angles, key_mask, slots, start)
+        normed = self.attn_norm(x)
+        mixed, slots = self.attn(normed, angles, key_mask, slots, start, write)
         x = x + mixed
         return x + self.mlp(self.mlp_norm(x)), slots
 
@@ -91,6 +93,7 @@ def run_blocks(
     key_mask: Bool[Array, "B T"],
     cache: KVCache | None = None,
     start: Int[Array, " B"] | None = None,
+    write: Bool[Array, "B n"] | None = None,
     *,
     unroll: bool = False,
 ) -> tuple[Float[Array, "B n D"], KVCache | None]:
@@ -105,6 +108,7 @@ def run_blocks(
         cache: keys and values of all T positions; the n rows are written into it and
             attention reads all of it. None attends among the n = T rows.
         start: `[B]` slot of the first row; None for 0.
+        write: `[B, n]` True at the rows that are written to the cache; None for all.
         unroll: writes the layers out one by one instead of as a loop: longer to
             compile, and the gradient need not stack what it keeps of each layer.
 
@@ -115,15 +119,32 @@ def run_blocks(
     wide = layers.at_least_float32(embeds.dtype)
     angles = layers.rotary_angles(positions, cfg.head_dim, cfg.rope_theta, wide)
 
-    def layer(x: Any, inputs: Any) -> Any:
-        block_params, slots = inputs
+    def layer(carry: Any, inputs: Any) -> Any:
+        # The cache is carried and not scanned over, which would make a second one.
+        x, cache = carry
+        index, block_params = inputs
         block = nnx.merge(block_def, block_params)
-        return block(x, angles, key_mask, slots, start)
+        slots = None
+        if cache is not None:
+            slots = tuple(
+                jax.lax.dynamic_index_in_dim(part, index, keepdims=False)
+                for part in (cache.keys, cache.values)
+            )
+        x, slots = block(x, angles, key_mask, slots, start, write)
+        if cache is not None:
+            put = jax.lax.dynamic_update_index_in_dim
+            keys, values = slots
+            cache = KVCache(
+                keys=put(cache.keys, keys, index, 0),
+                values=put(cache.values, values, index, 0),
+            )
+        return (x, cache), None
 
-    slots = None if cache is None else (cache.keys, cache.values)
-    x, slots = jax.lax.scan(layer, embeds, (params["blocks"], slots), unroll=unroll)
+    indices = jnp.arange(cfg.num_layers)
+    (x, cache), _ = jax.lax.scan(
+        layer, (embeds, cache), (indices, params["blocks"]), unroll=unroll
+    )
     norm_def, _ = nnx.split(
         nnx.eval_shape(lambda: layers.RMSNorm(cfg.d_model, cfg.norm_eps))
     )
-    hidden = nnx.merge(norm_def, params["norm"])(x)
-    return hidden, None if slots is None else KVCache(keys=slots[0], values=slots[1])
+    return nnx.merge(norm_def, params["norm"])(x), cache

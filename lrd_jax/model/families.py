@@ -49,18 +49,20 @@ def _hidden(
     key_mask: Bool[Array, "B T"],
     cache: KVCache | None = None,
     start: Int[Array, " B"] | None = None,
+    write: Bool[Array, "B n"] | None = None,
 ) -> tuple[Float[Array, "B m D"], KVCache | None]:
     slot = None if start is None else start - lead
     hidden, cache = backbone.run_blocks(
-        cfg, params, embeds, positions, key_mask, cache, slot, unroll=unroll
+        cfg, params, embeds, positions, key_mask, cache, slot, write, unroll=unroll
     )
     if not lead:
         return hidden, cache
-    if start is not None:
-        return hidden[:, :-lead], cache
     # Dream predicts i at i - 1; a row's first real token has only itself to read.
-    shifted = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
-    return jnp.where(positions[..., None] == 0, hidden, shifted), cache
+    if start is None:
+        before = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
+    else:
+        before, hidden, positions = hidden[:, :-1], hidden[:, 1:], positions[:, 1:]
+    return jnp.where(positions[..., None] == 0, hidden, before), cache
 
 
 def _logits(

@@ -81,14 +81,23 @@ def write_slots(
     slots: Float[Array, "B T K H"],
     rows: Float[Array, "B n K H"],
     start: Int[Array, " B"] | None,
+    write: Bool[Array, "B n"] | None = None,
 ) -> Float[Array, "B T K H"]:
-    """Writes each batch row's `rows` into its slots from `start[b]` on (None for 0)."""
+    """Writes each batch row's `rows` into its slots from `start[b]` on (None for 0).
+
+    Where `write` is False the slots stay as they are; None writes all rows.
+    """
     rows = rows.astype(slots.dtype)
     if start is None:
         return jax.lax.dynamic_update_slice(slots, rows, (0, 0, 0, 0))
-    return jax.vmap(
-        lambda slot, row, at: jax.lax.dynamic_update_slice(slot, row, (at, 0, 0))
-    )(slots, rows, start)
+
+    def put(slot: Array, new: Array, at: Array, write: Array | None) -> Array:
+        if write is not None:
+            old = jax.lax.dynamic_slice(slot, (at, 0, 0), new.shape)
+            new = jnp.where(write[:, None, None], new, old)
+        return jax.lax.dynamic_update_slice(slot, new, (at, 0, 0))
+
+    return jax.vmap(put)(slots, rows, start, write)
 
 
 class Attention(nnx.Module):
@@ -117,6 +126,7 @@ class Attention(nnx.Module):
         key_mask: Bool[Array, "B T"],
         slots: tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]] | None,
         start: Int[Array, " B"] | None,
+        write: Bool[Array, "B n"] | None = None,
     ) -> tuple[
         Float[Array, "B n D"],
         tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]] | None,
@@ -132,8 +142,11 @@ class Attention(nnx.Module):
         q, k, v = (part.reshape(*x.shape[:2], -1, self.head_dim) for part in (q, k, v))
         q, k = rotate(q, *angles), rotate(k, *angles)
         if slots is not None:
-            slots = (write_slots(slots[0], k, start), write_slots(slots[1], v, start))
-            k, v = (slot.astype(q.dtype) for slot in slots)
+            keys, values = slots
+            keys = write_slots(keys, k, start, write)
+            values = write_slots(values, v, start, write)
+            slots = keys, values
+            k, v = keys.astype(q.dtype), values.astype(q.dtype)
         precision = precision_for(q.dtype)
         with (
             # It mixes dtypes inside, which strict promotion forbids for bfloat16.

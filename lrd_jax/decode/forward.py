@@ -1,0 +1,140 @@
+"""One forward of the model: in full, or over windows that read a cache for the rest."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from lrd_jax.base import KVCache, Params
+from lrd_jax.decode.cache import is_stale, take_seats
+from lrd_jax.decode.plan import Plan
+from lrd_jax.decode.state import DecodeState, Phase, take_window
+
+# Hidden rows of the active blocks, and the keys and values of all positions: given a
+# cache, the model returns one.
+Carry = tuple[Float[Array, "B W D"], KVCache | None]
+
+
+def forward(
+    plan: Plan, params: Params, state: DecodeState, rows: Bool[Array, " B"]
+) -> tuple[Float[Array, "B W D"], DecodeState, Bool[Array, " B"]]:
+    """Runs the model for those of `rows` that it has room for in this turn.
+
+    Without a cache that is all of them. With one, rows that open a block or whose cache
+    is too old take one of the lane's seats or wait, the others read their cache.
+    Neither call is made when no row needs it.
+
+    Returns:
+        Hidden rows of each active block, the state with its cache as written, and
+        `[B]` the rows that were run; other rows' hidden rows mean nothing.
+    """
+    if state.cache is None:
+        return _whole(plan, params, state), state, rows
+    cache = state.cache
+    needs = rows & ((state.phase == Phase.OPEN) | is_stale(plan.cfg, cache))
+    lane = min(plan.cfg.cache_lane, rows.size)
+    seats = take_seats(needs, state.step, lane)
+    seated = jnp.zeros_like(rows).at[seats].set(True, mode="drop")
+    windowed = rows & ~needs
+
+    carry = state.belief.hidden, cache.slots
+    carry = jax.lax.cond(
+        jnp.any(windowed),
+        lambda c: _windows(plan, params, state, windowed, c),
+        lambda c: c,
+        carry,
+    )
+    hidden, slots = jax.lax.cond(
+        jnp.any(seated),
+        lambda c: _seats(plan, params, state, seats, c),
+        lambda c: c,
+        carry,
+    )
+    cache = dataclasses.replace(
+        cache,
+        slots=slots,
+        age=jnp.where(seated, 0, cache.age),
+        waiting=jnp.where(rows, needs & ~seated, cache.waiting),
+        num_full=jnp.where(seated, cache.num_full + 1, cache.num_full),
+    )
+    return hidden, dataclasses.replace(state, cache=cache), windowed | seated
+
+
+def _whole(plan: Plan, params: Params, state: DecodeState) -> Float[Array, "B W D"]:
+    """All positions of all rows."""
+
+    def run(embeds: Float[Array, "B T D"]) -> Float[Array, "B W D"]:
+        hidden, _ = plan.denoiser.hidden(
+            params, embeds, state.positions, state.key_mask
+        )
+        start = state.offset + state.block_start
+        return take_window(hidden, start, state.block_length)
+
+    hidden = run(state.embeds)
+    if plan.guidance == 0:
+        return hidden
+    mask_row = plan.denoiser.embed(params, jnp.int32(plan.denoiser.mask_id))
+    blind = run(state.embeds.at[:, : state.offset].set(mask_row[None, None, :]))
+    # The head is linear, so guiding hidden rows guides logits: z_u + (s+1)(z_c - z_u).
+    wide, blind = hidden.astype(jnp.float32), blind.astype(jnp.float32)
+    guided = blind + (plan.guidance + 1.0) * (wide - blind)
+    return guided.astype(hidden.dtype)
+
+
+def _windows(
+    plan: Plan,
+    params: Params,
+    state: DecodeState,
+    rows: Bool[Array, " B"],
+    carry: Carry,
+) -> Carry:
+    """The positions that are not cached, of all rows; `rows` keep what was computed.
+
+    With a prefix cache these are the active block and all behind it. Rows may be at
+    different blocks, but an array has one length: each row passes the whole window of
+    G positions, and the blocks that it has done already are computed for nothing.
+    """
+    lead, length = plan.denoiser.lead, state.block_length
+    first = state.block_start
+    if plan.cfg.cache == "prefix":
+        first, length = jnp.zeros_like(first), state.tokens.shape[1]
+    start = state.offset + first
+    column = first[:, None] + jnp.arange(-lead, length)[None, :]
+    hidden, slots = plan.denoiser.hidden(
+        params,
+        take_window(state.embeds, start - lead, lead + length),
+        take_window(state.positions, start - lead, lead + length),
+        state.key_mask,
+        carry[1],
+        start,
+        rows[:, None] & (column >= state.block_start[:, None] - lead),
+    )
+    block = take_window(hidden, state.block_start - first, state.block_length)
+    return block, slots
+
+
+def _seats(
+    plan: Plan,
+    params: Params,
+    state: DecodeState,
+    seats: Int[Array, " R"],
+    carry: Carry,
+) -> Carry:
+    """All positions of the rows on the lane's seats; fills their caches."""
+
+    def of_seats(values: Array) -> Array:
+        return values.at[seats].get(mode="clip")  # An empty seat runs any row.
+
+    hidden, slots = carry
+    embeds = of_seats(state.embeds)
+    empty = plan.denoiser.init_cache(*embeds.shape[:2], embeds.dtype)
+    whole, filled = plan.denoiser.hidden(
+        params, embeds, of_seats(state.positions), of_seats(state.key_mask), empty
+    )
+    start = state.offset + of_seats(state.block_start)
+    block = take_window(whole, start, state.block_length)
+    slots = jax.tree.map(
+        lambda old, new: old.at[:, seats].set(new, mode="drop"), slots, filled
+    )
+    return hidden.at[seats].set(block, mode="drop"), slots
