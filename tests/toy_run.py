@@ -17,9 +17,10 @@ import numpy as np
 import tokenizers
 
 from lrd_jax.config import ModelConfig
+from lrd_jax.decode.slots import Slots
 from lrd_jax.decode.state import NEVER, DecodeResult, StopReason
-from lrd_jax.engine import Engine
 from lrd_jax.generate import Source, leave, main
+from lrd_jax.scheduler import Scheduler
 from lrd_jax.tokenizer import Tokenizer
 
 EOS, TURN, MASK = 60, 61, 63
@@ -118,14 +119,22 @@ def toy_make_decode_fn(denoiser, cfg, seconds=0.0, calls=None):
     return decode_fn
 
 
+def toy_make_slots(denoiser, cfg, calls=None):
+    """Slots whose rows are all done after one round."""
+    decode_fn = toy_make_decode_fn(denoiser, cfg, calls=calls)
+
+    def advance(params, state, refill, enough, *arrays):
+        return state, decode_fn(params, *arrays)
+
+    return Slots(jax.jit(lambda params, *arrays: jnp.zeros(())), jax.jit(advance))
+
+
 def run_toy(argv, calls=None, **source):
     """`main` with the toy model; returns its exit code."""
     return main(
         [str(word) for word in argv],
         open_source=lambda request: toy_source(**source),
-        make_decode_fn=lambda denoiser, cfg: toy_make_decode_fn(
-            denoiser, cfg, calls=calls
-        ),
+        make_slots=lambda denoiser, cfg: toy_make_slots(denoiser, cfg, calls=calls),
     )
 
 
@@ -135,16 +144,16 @@ if __name__ == "__main__":
         # Heavy enough that JAX runs it beside Python, as it does a real decode.
         return jnp.tanh(x @ x)
 
-    seconds, decode = float(sys.argv[1]), Engine.decode
+    seconds, launch = float(sys.argv[1]), Scheduler._launch
 
-    def slow_decode(engine, batch):
+    def slow_launch(*args):
         if math.isinf(seconds):
             print("busy", file=sys.stderr, flush=True)
             x = jnp.ones((512, 512))
             busy = jax.jit(lambda x: jax.lax.while_loop(lambda x: x[0, 0] < 2, step, x))
             jax.device_get(busy(x))
         time.sleep(seconds)
-        return decode(engine, batch)
+        return launch(*args)
 
-    Engine.decode = slow_decode
+    Scheduler._launch = slow_launch
     leave(run_toy(sys.argv[2:]))
