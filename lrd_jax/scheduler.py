@@ -22,8 +22,9 @@ from lrd_jax.engine import memory_errors
 from lrd_jax.text import bucket
 
 # How far ahead of the oldest row that is not done others may begin, in rows per slot.
-# More of them keep more slots busy; a run that is killed loses what they came to.
-AHEAD = 8
+# It bounds the results that wait for an older one, which a run that is killed loses;
+# with much less, slots stay idle while a slow row holds up the rest.
+AHEAD = 32
 SPREAD = 1.25  # Rows share a pool that makes them at most this much longer.
 ROUND = 8  # One slot in so many (at least one) has to be done before the host looks.
 
