@@ -48,8 +48,8 @@ class Pool:
         """The rows that are being decoded."""
         return [index for index in self.rows if index is not None]
 
-    def take(self, waiting: Sequence[int], lengths: Sequence[int]) -> list[bool]:
-        """Puts waiting rows into idle slots; tells which slots these are.
+    def take(self, waiting: Sequence[int], lengths: Sequence[int]) -> list[int | None]:
+        """Puts waiting rows into idle slots; gives the new row of each slot, or None.
 
         Rows of the pool's own length come first. While it has some, shorter ones fill
         what is left: they cost nothing there. Later they would only keep it busy.
@@ -64,13 +64,12 @@ class Pool:
             shorter = []
         shorter.sort(key=lambda index: -lengths[index])
         chosen = iter([*own, *shorter])
-        refill = []
-        for slot, index in enumerate(self.rows):
-            new = next(chosen, None) if index is None else None
-            refill.append(new is not None)
-            if new is not None:
-                self.rows[slot] = new
-        return refill
+        new = [next(chosen, None) if old is None else None for old in self.rows]
+        self.rows = [
+            fresh if old is None else old
+            for old, fresh in zip(self.rows, new, strict=True)
+        ]
+        return new
 
     def release(self, result: DecodeResult) -> dict[int, DecodeResult]:
         """Makes the slots of finished rows idle; gives the results of these rows."""
@@ -78,11 +77,13 @@ class Pool:
         for slot, index in enumerate(self.rows):
             if index is not None and result.stop_reason[slot] != StopReason.RUNNING:
                 self.rows[slot] = None
-                # A copy, so that the other rows of the batch are not kept with it.
-                done[index] = jax.tree.map(
-                    lambda x, i=slot: x[i : i + 1].copy(), result
-                )
+                done[index] = row_of(result, slot)
         return done
+
+
+def row_of(result: DecodeResult, slot: int) -> DecodeResult:
+    """One row, B = 1; a copy, so that the rest of the batch is not kept with it."""
+    return jax.tree.map(lambda x: x[[slot]], result)
 
 
 def pool_of(index: int, pools: Mapping[int, Pool], lengths: Sequence[int]) -> Pool:
@@ -187,10 +188,10 @@ class Scheduler:
             pool = pool_of(oldest, pools, lengths)
             window = range(oldest, min(oldest + AHEAD * self._num_slots, len(rows)))
             waiting = [index for index in window if index not in begun]
-            refill = pool.take(waiting, lengths)
+            new = pool.take(waiting, lengths)
             begun.update(pool.live)
             with memory_errors(self._num_slots, pool.length):
-                started, result = self._launch(pool, refill, rows)
+                started, result = self._launch(pool, new, rows)
                 for index in range(given, oldest):
                     yield rows[index], results.pop(index)
                 given = oldest
@@ -203,19 +204,17 @@ class Scheduler:
             yield rows[index], results.pop(index)
 
     def _launch(
-        self, pool: Pool, refill: list[bool], rows: Sequence[Row]
+        self, pool: Pool, new: Sequence[int | None], rows: Sequence[Row]
     ) -> tuple[float, DecodeResult]:
         """Sets the pool going; gives the time then, and a result still being made."""
         batch = stack(
-            [
-                rows[i] if new else None
-                for i, new in zip(pool.rows, refill, strict=True)
-            ],
+            [None if index is None else rows[index] for index in new],
             pool.length,
             self._config.pad_id,
             infill=self._gen_length is None,
         )
-        inputs = [batch.ids, batch.mask, self._row_keys(self._key, batch.lines)]
+        keys = self._row_keys(self._key, batch.lines)
+        inputs: list[Any] = [batch.ids, batch.mask, keys]
         if batch.open_mask is not None:
             inputs.append(batch.open_mask)
         if pool.state is None:
@@ -223,7 +222,8 @@ class Scheduler:
             pool.state = start(self._params, *inputs)
         idle = pool.rows.count(None)
         enough = np.int32(idle + max(1, self._num_slots // ROUND))
-        arrays = (self._params, pool.state, np.array(refill), enough, *inputs)
+        refill = np.array([index is not None for index in new])
+        arrays = (self._params, pool.state, refill, enough, *inputs)
         advance = self._compile("advance", pool.length, *arrays)
         started = time.perf_counter()
         pool.state, result = advance(*arrays)

@@ -29,9 +29,10 @@ class Timings:
     def line(self) -> str:
         """One line for the terminal; the total also has what is in no phase."""
         total = time.perf_counter() - self._begin + (self.seconds["launch"] or 0.0)
+        told: dict[str, float | None] = {**self.seconds, "total": total}
         parts = [
             f"{name} {'unknown' if seconds is None else f'{seconds:.2f} s'}"
-            for name, seconds in (self.seconds | {"total": total}).items()
+            for name, seconds in told.items()
         ]
         return "timings: " + " | ".join(parts)
 
