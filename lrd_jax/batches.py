@@ -145,15 +145,33 @@ def make_batches(
         part = rows[start : start + size]
         filled = [*part, *[part[-1]] * (size - len(part))]
         length = bucket(max(len(row.ids) for row in part), longest)
-        ids, mask = left_pad([row.ids for row in filled], length, cfg.pad_id)
-        open_mask = None
-        if gen_length is None:
-            opened = [[int(x) for x in row.open or []] for row in filled]
-            open_mask = left_pad(opened, length, 0)[0].astype(bool)
-        yield Batch(
-            rows=part,
-            ids=ids,
-            mask=mask,
-            lines=np.array([row.line for row in filled], np.uint32),
-            open_mask=open_mask,
-        )
+        batch = stack(filled, length, cfg.pad_id, infill=gen_length is None)
+        yield dataclasses.replace(batch, rows=part)
+
+
+def stack(
+    rows: Sequence[Row | None], length: int, pad_id: int, *, infill: bool
+) -> Batch:
+    """One batch of these rows; None makes a row that stands for nothing.
+
+    Args:
+        rows: B rows.
+        length: P, at least the longest row's.
+        pad_id: fills the front of shorter rows.
+        infill: whether positions of the rows themselves are to be filled.
+    """
+    # All of it real, so that its forward is an ordinary one; nothing to fill.
+    nothing = Row(id="", line=0, ids=[pad_id] * length, open=[False] * length)
+    filled = [nothing if row is None else row for row in rows]
+    ids, mask = left_pad([row.ids for row in filled], length, pad_id)
+    open_mask = None
+    if infill:
+        opened = [[int(x) for x in row.open or []] for row in filled]
+        open_mask = left_pad(opened, length, 0)[0].astype(bool)
+    return Batch(
+        rows=[row for row in rows if row is not None],
+        ids=ids,
+        mask=mask,
+        lines=np.array([row.line for row in filled], np.uint32),
+        open_mask=open_mask,
+    )

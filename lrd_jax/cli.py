@@ -46,12 +46,14 @@ class Flags(Generic[FieldsT]):
         config: TOML file of settings, or the name of one that comes with the package;
             by default, for a built-in model, the one of its name.
         method: how to decode; by default the config's method, or lrd.
-        batch_size: prompts decoded together.
+        batch_size: prompts decoded together; one that is done makes room for the next.
         seed: seed of the random key; a row's sample depends on it and on the row's line
             number only.
         raw: take prompts as they are, without the chat template.
         infill: fill the mask markers inside the prompt instead of continuing it.
         dtype: of the weights; by default as stored, and float32 on CPU.
+        timings: say on stderr how long starting, importing, loading, compiling and
+            running took.
         decode: settings of the method.
     """
 
@@ -72,6 +74,7 @@ class Flags(Generic[FieldsT]):
     dtype: Annotated[Literal["float32", "bfloat16"] | None, tyro.conf.DisallowNone] = (
         None
     )
+    timings: Switch = False
     decode: FieldsT
 
 
@@ -90,6 +93,7 @@ class Request:
         raw: whether the chat template is left out.
         infill: whether mask markers in the prompt are filled.
         dtype: of the weights, or None for the default.
+        timings: whether to tell where the time went.
     """
 
     ckpt: str | None
@@ -102,6 +106,7 @@ class Request:
     raw: bool
     infill: bool
     dtype: str | None
+    timings: bool
 
 
 def parse(argv: Sequence[str]) -> Request:
@@ -148,6 +153,7 @@ def parse(argv: Sequence[str]) -> Request:
         raw=flags.raw,
         infill=flags.infill,
         dtype=flags.dtype,
+        timings=flags.timings,
     )
     _check_request(request)
     return request

@@ -1,7 +1,8 @@
 """Runs batches through a decode function, with compiling and running timed apart."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -11,6 +12,25 @@ from lrd_jax.base import Params
 from lrd_jax.batches import Batch
 from lrd_jax.decode.state import DecodeResult
 from lrd_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def memory_errors(rows: int, length: int) -> Iterator[None]:
+    """Turns a device's lack of memory into a `UserError`.
+
+    Args:
+        rows: decoded together.
+        length: of their prompts, padded.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"the device has too little memory for {rows} rows of {length} prompt "
+            "tokens: give a smaller `--batch-size` or gen_length."
+        ) from None
 
 
 class Engine:
@@ -44,19 +64,11 @@ class Engine:
         arrays = [jnp.asarray(batch.ids), jnp.asarray(batch.mask), keys]
         if batch.open_mask is not None:
             arrays.append(jnp.asarray(batch.open_mask))
-        try:
+        with memory_errors(*batch.ids.shape):
             run = self._compile(arrays)
             start = time.perf_counter()
             result = jax.device_get(run(self._params, *arrays))
             self.run_seconds += time.perf_counter() - start
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            rows, length = batch.ids.shape
-            raise UserError(
-                f"the device has too little memory for {rows} rows of {length} prompt "
-                "tokens: give a smaller `--batch-size` or gen_length."
-            ) from None
         return result
 
     def _compile(self, arrays: list[Any]) -> Callable[..., DecodeResult]:

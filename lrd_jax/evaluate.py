@@ -33,26 +33,26 @@ def main(
     argv: Sequence[str],
     *,
     open_source: Callable[[str | None, str | None], Source] = open_checkpoint,
-    make_decode_fn: Callable[..., Any] | None = None,
+    make_slots: Callable[..., Any] | None = None,
 ) -> int:
     """Runs the command and returns its exit code.
 
     Args:
         argv: the arguments behind the program's name.
         open_source: finds the model; tests pass their own.
-        make_decode_fn: `lrd_jax.decode.loop.make_decode_fn`, or a test's own.
+        make_slots: `lrd_jax.decode.slots.make_slots`, or a test's own.
     """
 
     def way_on() -> str:
         return "the same command, if it has `--output`,"
 
-    return exit_code(lambda: _run(parse(argv), open_source, make_decode_fn), way_on)
+    return exit_code(lambda: _run(parse(argv), open_source, make_slots), way_on)
 
 
 def _run(
     request: Request,
     open_source: Callable[[str | None, str | None], Source],
-    make_decode_fn: Callable[..., Any] | None,
+    make_slots: Callable[..., Any] | None,
 ) -> int:
     from lrd_jax.evaluation.problems import make_groups
 
@@ -69,7 +69,7 @@ def _run(
         source=source,
     )
     settings = _settings(request, source, groups)
-    records = _measure_all(request, source, groups, settings, make_decode_fn)
+    records = _measure_all(request, source, groups, settings, make_slots)
     report = make_report(request, settings, groups, records)
     text = tables(report)
     if flags.output is not None:
@@ -96,7 +96,7 @@ def _measure_all(
     source: Source,
     groups: Sequence[Any],
     settings: dict[str, Any],
-    make_decode_fn: Callable[..., Any] | None,
+    make_slots: Callable[..., Any] | None,
 ) -> dict[str, list[Any]]:
     """The records of each method; those that an earlier run has left are kept."""
     from lrd_jax.evaluation.run import Runner
@@ -104,7 +104,7 @@ def _measure_all(
     flags = request.flags
     ids = [problem.row.id for group in groups for problem in group.problems]
     runner = Runner(
-        source, groups, make_decode_fn or _decode_loop(), flags.batch_size, flags.seed
+        source, groups, make_slots or _real_slots(), flags.batch_size, flags.seed
     )
     if flags.output is None:
         return {method.name: runner.run(method) for method in request.methods}
@@ -125,10 +125,10 @@ def _measure_all(
         return {m.name: runner.run(m, files[m.name]) for m in request.methods}
 
 
-def _decode_loop() -> Callable[..., Any]:
-    from lrd_jax.decode.loop import make_decode_fn
+def _real_slots() -> Callable[..., Any]:
+    from lrd_jax.decode.slots import make_slots
 
-    return make_decode_fn
+    return make_slots
 
 
 def _check_folder(folder: pathlib.Path) -> None:

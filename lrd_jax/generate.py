@@ -16,6 +16,7 @@ from lrd_jax.process import exit_code, leave, nonfinite_code, say
 from lrd_jax.runfile import RunFile
 from lrd_jax.settings import plain
 from lrd_jax.source import Source, open_checkpoint
+from lrd_jax.timings import Timings
 
 # Modules that import JAX are imported in the functions that use them: `--help` and
 # mistakes in the arguments are answered without it.
@@ -25,21 +26,26 @@ def main(
     argv: Sequence[str],
     *,
     open_source: Callable[[str | None, str | None], Source] = open_checkpoint,
-    make_decode_fn: Callable[..., Any] | None = None,
+    make_slots: Callable[..., Any] | None = None,
 ) -> int:
     """Runs the command and returns its exit code.
 
     Args:
         argv: the arguments behind the program's name.
         open_source: finds the model; tests pass their own.
-        make_decode_fn: `lrd_jax.decode.loop.make_decode_fn`, or a test's own.
+        make_slots: `lrd_jax.decode.slots.make_slots`, or a test's own.
     """
+    timings = Timings()
     request: Request | None = None
 
     def run() -> int:
         nonlocal request
         request = lrd_jax.cli.parse(argv)
-        return _run(request, open_source, make_decode_fn)
+        code = _run(request, open_source, make_slots, timings)
+        if request.timings:
+            sys.stdout.flush()
+            say(timings.line())
+        return code
 
     def way_on() -> str:
         kept = request is not None and request.output is not None
@@ -51,13 +57,17 @@ def main(
 def _run(
     request: Request,
     open_source: Callable[[str | None, str | None], Source],
-    make_decode_fn: Callable[..., Any] | None,
+    make_slots: Callable[..., Any] | None,
+    timings: Timings,
 ) -> int:
     if request.input is not None:
         jobs, input_hash = jobs_from_file(request.input)
     else:
         jobs, input_hash = jobs_from_prompts(request.prompts)
-    source = open_source(request.ckpt, request.dtype)
+    with timings.phase("import"):
+        _import_modules()
+    with timings.phase("load"):
+        source = open_source(request.ckpt, request.dtype)
 
     from lrd_jax.batches import encode_job
 
@@ -73,7 +83,7 @@ def _run(
         for job in jobs
     ]
     if request.output is None:
-        return _decode(request, source, rows, None, make_decode_fn)
+        return _decode(request, source, rows, None, make_slots, timings)
     settings = _settings(request, source, input_hash)
     with RunFile(request.output, settings, [row.id for row in rows]) as file:
         if file.num_done == len(rows):
@@ -81,7 +91,16 @@ def _run(
             return nonfinite_code(file.nonfinite)
         if file.num_done:
             say(f"{request.output}: {file.num_done} of {len(rows)} are done already.")
-        return _decode(request, source, rows, file, make_decode_fn)
+        return _decode(request, source, rows, file, make_slots, timings)
+
+
+def _import_modules() -> None:
+    """Imports what decoding will need, so that it can be timed apart from the rest."""
+    from orbax.checkpoint import v1  # noqa: F401
+
+    import lrd_jax.pretrained
+    import lrd_jax.report
+    import lrd_jax.scheduler  # noqa: F401
 
 
 def _decode(
@@ -89,50 +108,47 @@ def _decode(
     source: Source,
     rows: Sequence[Any],
     file: RunFile | None,
-    make_decode_fn: Callable[..., Any] | None,
+    make_slots: Callable[..., Any] | None,
+    timings: Timings,
 ) -> int:
-    """Decodes the rows that are not done and hands each batch on as it ends."""
+    """Decodes the rows that are not done and hands each on as it ends."""
     from tqdm import tqdm
 
-    from lrd_jax.batches import make_batches
-    from lrd_jax.engine import Engine
+    from lrd_jax.decode import slots
     from lrd_jax.report import Totals, make_record, shown
+    from lrd_jax.scheduler import Scheduler
 
-    denoiser, params = source.load()
-    decode_fn = (make_decode_fn or _decode_loop())(denoiser, request.decode)
-    engine = Engine(decode_fn, params, request.seed)
-    gen_length = None if request.infill else request.decode.gen_length
+    with timings.phase("load"):
+        denoiser, params = source.load()
+    scheduler = Scheduler(
+        (make_slots or slots.make_slots)(denoiser, request.decode),
+        params,
+        request.seed,
+        # Not more than there are rows in all: a run taken up again compiles the same.
+        num_slots=min(request.batch_size, len(rows)),
+        config=source.config,
+        gen_length=None if request.infill else request.decode.gen_length,
+    )
     done = 0
     if file is not None:
         file.start()
         done = file.num_done
     totals = Totals(nonfinite=list(file.nonfinite) if file else [])
-    # Not more than there are in all: a run taken up again compiles the same shapes.
-    size = min(request.batch_size, len(rows))
-    quiet = len(rows) - done <= size or not sys.stderr.isatty()
+    quiet = len(rows) - done <= request.batch_size or not sys.stderr.isatty()
     with tqdm(total=len(rows), initial=done, unit="prompt", disable=quiet) as bar:
-        for batch in make_batches(rows[done:], size, source.config, gen_length):
-            result = engine.decode(batch)
-            records = [
-                make_record(row, result, i, source.tokenizer, source.config)
-                for i, row in enumerate(batch.rows)
-            ]
-            totals.add(records)
+        for row, result in scheduler.stream(rows, done):
+            record = make_record(row, result, 0, source.tokenizer, source.config)
+            totals.add([record])
             if file is not None:
-                file.append(records)
+                file.append([record])
             else:
                 with contextlib.nullcontext() if quiet else bar.external_write_mode():
-                    for record in records:
-                        print(shown(record, heading=len(rows) > 1), flush=True)
-            bar.update(len(records))
-    print(totals.figures(engine.compile_seconds, engine.run_seconds))
+                    print(shown(record, heading=len(rows) > 1), flush=True)
+            bar.update()
+    timings.seconds["compile"] = scheduler.compile_seconds
+    timings.seconds["run"] = scheduler.run_seconds
+    print(totals.figures(scheduler.compile_seconds, scheduler.run_seconds))
     return nonfinite_code(totals.nonfinite)
-
-
-def _decode_loop() -> Callable[..., Any]:
-    from lrd_jax.decode.loop import make_decode_fn
-
-    return make_decode_fn
 
 
 def _settings(request: Request, source: Source, input_hash: str) -> dict[str, Any]:

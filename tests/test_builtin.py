@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_run import toy_make_decode_fn
+from toy_run import toy_make_slots
 
 import lrd_jax
 from convert.__main__ import main as convert
@@ -97,7 +97,7 @@ def test_a_long_prompt_works_or_is_refused_in_one_line(length, capsys, tmp_path)
     """Letters that the tokenizer does not merge: as many tokens."""
     output = tmp_path / "out.jsonl"
     words = ["--prompt", "Q" * length, "--output", str(output)]
-    code = main(words, make_decode_fn=toy_make_decode_fn)
+    code = main(words, make_slots=toy_make_slots)
     err = capsys.readouterr().err
     if length == 100:
         assert (code, err) == (0, "")

@@ -12,13 +12,14 @@ import time
 import jax
 import pytest
 from toy_evaluate import TOYS, run_toy
-from toy_run import toy_config, toy_make_decode_fn
+from toy_run import toy_config, toy_make_decode_fn, toy_source
 from train_toy import quick_compile as quick_compile
 
 from lrd_jax import tasks
-from lrd_jax.decode.loop import make_decode_fn
+from lrd_jax.evaluate import main
 from lrd_jax.evaluation import plot as plot_module
 from lrd_jax.model import backbone, families
+from lrd_jax.scheduler import Scheduler
 
 TOY = str(pathlib.Path(__file__).parent / "toy_evaluate.py")
 SHORT = "--gen-length 4 --batch-size 4 --tasks toys,single --n 10".split()
@@ -139,16 +140,6 @@ def test_the_seed_and_the_split_change_the_problems(tmp_path):
     assert texts[0] != texts[2]
 
 
-def test_batches_stay_within_a_group_and_are_sorted(tmp_path):
-    calls = []
-
-    def make(denoiser, cfg):
-        return toy_make_decode_fn(denoiser, cfg, calls=calls)
-
-    assert run_toy([*SHORT, "--methods", "lrd"], make_decode_fn=make) == 0
-    assert [rows for rows, _ in calls] == [4] * 6  # 4 + 4 + 2 of each group.
-
-
 def test_a_baseline_that_is_better(tmp_path, capsys):
     """The other method's answers are all odd, so all wrong."""
 
@@ -196,40 +187,35 @@ def test_nonfinite_rows_are_named_and_the_exit_code_is_1(capsys, monkeypatch, tm
 
 
 @pytest.fixture
-def kill_engine(monkeypatch):
-    """Interrupts the run before batch number `n`."""
-    from lrd_jax.engine import Engine
-
-    decode = Engine.decode
+def interrupt(monkeypatch):
+    """Interrupts the run before round number `n`, if it has so many."""
+    launch = Scheduler._launch
 
     def arm(n):
         left = iter(range(n))
 
-        def decode_or_stop(engine, batch):
+        def launch_or_stop(*args):
             if next(left, None) is None:
                 raise KeyboardInterrupt
-            return decode(engine, batch)
+            return launch(*args)
 
-        monkeypatch.setattr(Engine, "decode", decode_or_stop)
+        monkeypatch.setattr(Scheduler, "_launch", launch_or_stop)
 
-    yield arm
-    monkeypatch.setattr(Engine, "decode", decode)
+    return arm
 
 
-@pytest.mark.parametrize("batches", [0, 1, 3, 8])
-def test_an_interrupted_run_goes_on_where_it_was(
-    batches, tmp_path, kill_engine, monkeypatch, capsys
-):
+@pytest.mark.parametrize("rounds", [0, 1, 3, 8])
+def test_an_interrupted_run_goes_on_where_it_was(rounds, tmp_path, interrupt, capsys):
     flags = [*SHORT, *PAIR, "--output"]
     assert run_toy([*flags, tmp_path / "whole"]) == 0
-    kill_engine(batches)
+    interrupt(rounds)
     assert run_toy([*flags, tmp_path / "out"]) == 130
     assert "the same command, if it has `--output`, goes on" in capsys.readouterr().err
     assert not (tmp_path / "out" / "report.json").exists()
     with open(tmp_path / "out" / "baseline.jsonl", "a") as file:
-        if batches and batches < 6:
+        if 0 < rounds < 6:
             file.write('{"id": "half')  # Killed within a line.
-    kill_engine(12 - batches)  # As many as are left, and no more.
+    interrupt(1000)
     assert run_toy([*flags, tmp_path / "out"]) == 0
     for method in ("baseline", "lrd"):
         same = records(tmp_path / "whole", method)
@@ -409,7 +395,8 @@ def test_a_real_model_is_measured(tmp_path):
         return families.make_denoiser(cfg), params
 
     flags = [*SHORT[:4], "--tasks", "toys", "--n", 4, *PAIR, "--output", tmp_path]
-    assert run_toy(flags, make_decode_fn=make_decode_fn, load=load) == 0
+    source = toy_source(load=load)
+    assert main([str(word) for word in flags], open_source=lambda *_: source) == 0
     made = report(tmp_path)["methods"]
     assert made["baseline"]["all"]["forwards"] == 4 * 4
     assert made["baseline"]["all"]["stop_reasons"] == {"committed": 4}

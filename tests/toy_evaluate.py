@@ -2,18 +2,18 @@
 
 As a program it is `lrd_jax.evaluate` with them, so that a test can kill it:
 
-    python tests/toy_evaluate.py SECONDS_PER_BATCH [arguments of lrd_jax.evaluate]
+    python tests/toy_evaluate.py SECONDS_PER_ROUND [arguments of lrd_jax.evaluate]
 """
 
 import sys
 import time
 
-from toy_run import toy_make_decode_fn, toy_source
+from toy_run import slots_of, toy_make_decode_fn, toy_source
 
 from lrd_jax import tasks
-from lrd_jax.engine import Engine
 from lrd_jax.evaluate import main
 from lrd_jax.process import leave
+from lrd_jax.scheduler import Scheduler
 from lrd_jax.tasks.base import one_by_one
 
 
@@ -51,17 +51,17 @@ def run_toy(argv, make_decode_fn=toy_make_decode_fn, **source):
     return main(
         [str(word) for word in argv],
         open_source=lambda path, dtype: toy_source(**source),
-        make_decode_fn=make_decode_fn,
+        make_slots=lambda *args: slots_of(make_decode_fn(*args)),
     )
 
 
 if __name__ == "__main__":
     tasks.TASKS.update(TOYS)
-    seconds, decode = float(sys.argv[1]), Engine.decode
+    seconds, launch = float(sys.argv[1]), Scheduler._launch
 
-    def slow_decode(engine, batch):
+    def slow_launch(*args):
         time.sleep(seconds)
-        return decode(engine, batch)
+        return launch(*args)
 
-    Engine.decode = slow_decode
+    Scheduler._launch = slow_launch
     leave(run_toy(sys.argv[2:]))

@@ -17,10 +17,11 @@ import numpy as np
 import tokenizers
 
 from lrd_jax.config import ModelConfig
+from lrd_jax.decode.slots import Slots
 from lrd_jax.decode.state import NEVER, DecodeResult, StopReason
-from lrd_jax.engine import Engine
 from lrd_jax.generate import main
 from lrd_jax.process import leave
+from lrd_jax.scheduler import Scheduler
 from lrd_jax.source import Source
 from lrd_jax.tokenizer import Tokenizer
 
@@ -121,14 +122,25 @@ def toy_make_decode_fn(denoiser, cfg, seconds=0.0, calls=None):
     return decode_fn
 
 
+def toy_make_slots(denoiser, cfg, calls=None):
+    return slots_of(toy_make_decode_fn(denoiser, cfg, calls=calls))
+
+
+def slots_of(decode_fn):
+    """Slots whose rows are all done after one round."""
+
+    def advance(params, state, refill, enough, *arrays):
+        return state, decode_fn(params, *arrays)
+
+    return Slots(jax.jit(lambda params, *arrays: jnp.zeros(())), jax.jit(advance))
+
+
 def run_toy(argv, calls=None, **source):
     """`main` with the toy model; returns its exit code."""
     return main(
         [str(word) for word in argv],
         open_source=lambda path, dtype: toy_source(**source),
-        make_decode_fn=lambda denoiser, cfg: toy_make_decode_fn(
-            denoiser, cfg, calls=calls
-        ),
+        make_slots=lambda denoiser, cfg: toy_make_slots(denoiser, cfg, calls=calls),
     )
 
 
@@ -138,16 +150,16 @@ if __name__ == "__main__":
         # Heavy enough that JAX runs it beside Python, as it does a real decode.
         return jnp.tanh(x @ x)
 
-    seconds, decode = float(sys.argv[1]), Engine.decode
+    seconds, launch = float(sys.argv[1]), Scheduler._launch
 
-    def slow_decode(engine, batch):
+    def slow_launch(*args):
         if math.isinf(seconds):
             print("busy", file=sys.stderr, flush=True)
             x = jnp.ones((512, 512))
             busy = jax.jit(lambda x: jax.lax.while_loop(lambda x: x[0, 0] < 2, step, x))
             jax.device_get(busy(x))
         time.sleep(seconds)
-        return decode(engine, batch)
+        return launch(*args)
 
-    Engine.decode = slow_decode
+    Scheduler._launch = slow_launch
     leave(run_toy(sys.argv[2:]))

@@ -11,15 +11,24 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lrd_jax.batches import Batch, make_batches
-from lrd_jax.engine import Engine
 from lrd_jax.evaluation.methods import Method
 from lrd_jax.evaluation.problems import Group, Problem
 from lrd_jax.report import make_record
 from lrd_jax.runfile import RunFile
+from lrd_jax.scheduler import Scheduler
 from lrd_jax.source import Source
 
 Record = dict[str, Any]
+
+# What a record keeps of `report.make_record`.
+_KEPT = (
+    "id",
+    "text",
+    "num_forwards",
+    "num_full_forwards",
+    "useful_tokens",
+    "stop_reason",
+)
 
 
 class Runner:
@@ -29,13 +38,13 @@ class Runner:
         self,
         source: Source,
         groups: Sequence[Group],
-        make_decode_fn: Callable[..., Any],
+        make_slots: Callable[..., Any],
         batch_size: int,
         seed: int,
     ) -> None:
         self._source = source
         self._groups = groups
-        self._make_decode_fn = make_decode_fn
+        self._make_slots = make_slots
         self._batch_size = batch_size
         self._seed = seed
 
@@ -65,7 +74,7 @@ class Runner:
                 unit="problem",
                 disable=hidden,
             ) as bar:
-                for part in self._batches(method, done):
+                for part in self._parts(method, done):
                     if file is not None:
                         file.append(part)
                     else:
@@ -73,55 +82,55 @@ class Runner:
                     bar.update(len(part))
         return records if file is None else _read_records(file.path)
 
-    def _batches(self, method: Method, done: int) -> Iterator[list[Record]]:
-        """The records of the problems behind the first `done`, batch by batch.
+    def _parts(self, method: Method, done: int) -> Iterator[list[Record]]:
+        """The records of the problems behind the first `done`, a few at a time.
 
-        Batches do not span groups, so each group's seconds are its own.
+        Groups are decoded one after the other, so each group's seconds are its own.
         """
         denoiser, params = self._model
-        decode_fn = self._make_decode_fn(denoiser, method.cfg)
-        engine = Engine(decode_fn, params, self._seed)
-        gen_length = method.cfg.gen_length
+        slots = self._make_slots(denoiser, method.cfg)
         for group in self._groups:
-            problems = group.problems[done:]
-            done = max(done - len(group.problems), 0)
-            if not problems:
+            begin = min(done, len(group.problems))
+            done -= begin
+            if begin == len(group.problems):
                 continue
             # As for the whole group: a run taken up again compiles the same shapes.
-            size = min(self._batch_size, len(group.problems))
-            rows, left = [problem.row for problem in problems], iter(problems)
-            for batch in make_batches(rows, size, self._source.config, gen_length):
-                part = list(itertools.islice(left, len(batch.rows)))
-                yield _decode(batch, part, engine, self._source)
+            scheduler = Scheduler(
+                slots,
+                params,
+                self._seed,
+                num_slots=min(self._batch_size, len(group.problems)),
+                config=self._source.config,
+                gen_length=method.cfg.gen_length,
+            )
+            stream = self._decoded(scheduler, group.problems, begin)
+            # Programs are judged many at once, as starting them takes its time.
+            while part := list(itertools.islice(stream, self._batch_size)):
+                problems, records = zip(*part, strict=True)
+                right = score(problems, [record["text"] for record in records])
+                yield [
+                    record | {"correct": correct}
+                    for record, correct in zip(records, right, strict=True)
+                ]
 
-
-def _decode(
-    batch: Batch, problems: Sequence[Problem], engine: Engine, source: Source
-) -> list[Record]:
-    """The records of one batch; its seconds are shared evenly."""
-    before = engine.run_seconds
-    result = engine.decode(batch)
-    seconds = (engine.run_seconds - before) / len(problems)
-    whole = [
-        make_record(problem.row, result, i, source.tokenizer, source.config)
-        for i, problem in enumerate(problems)
-    ]
-    correct = score(problems, [record["text"] for record in whole])
-    return [
-        {
-            "id": record["id"],
-            "task": problem.task.name,
-            "correct": right,
-            "text": record["text"],
-            "num_forwards": record["num_forwards"],
-            "num_full_forwards": record["num_full_forwards"],
-            "useful_tokens": record["useful_tokens"],
-            "refine_steps": sum(record["refine_steps"]),
-            "stop_reason": record["stop_reason"],
-            "seconds": seconds,
-        }
-        for problem, record, right in zip(problems, whole, correct, strict=True)
-    ]
+    def _decoded(
+        self, scheduler: Scheduler, problems: Sequence[Problem], begin: int
+    ) -> Iterator[tuple[Problem, Record]]:
+        """`problems[begin:]` with their records, which are still to be judged."""
+        told = 0.0
+        rows = [problem.row for problem in problems]
+        stream = scheduler.stream(rows, begin)
+        for problem, (row, result) in zip(problems[begin:], stream, strict=True):
+            # Rows that end in the same round share one time: the first has all of it.
+            seconds, told = scheduler.run_seconds - told, scheduler.run_seconds
+            source = self._source
+            record = make_record(row, result, 0, source.tokenizer, source.config)
+            kept = {name: record[name] for name in _KEPT}
+            refined = {"refine_steps": sum(record["refine_steps"])}
+            yield (
+                problem,
+                {"task": problem.task.name, **kept, **refined} | {"seconds": seconds},
+            )
 
 
 def score(problems: Sequence[Problem], responses: Sequence[str]) -> list[bool]:
