@@ -1,7 +1,7 @@
 """Jobs -> rows of token ids -> padded batches of one size."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int32, UInt32
@@ -10,7 +10,6 @@ from lrd_jax.config import ModelConfig
 from lrd_jax.errors import UserError
 from lrd_jax.jobs import Job
 from lrd_jax.text import (
-    bucket,
     check_ids,
     encode_infill,
     encode_prompt,
@@ -41,15 +40,12 @@ class Batch:
     """Rows that are decoded together, in arrays for `decode_fn`.
 
     Attributes:
-        rows: the rows; where they are fewer than B, the arrays repeat the last one so
-            that no second shape has to be compiled, and its results are dropped.
         ids: `[B, P]` left-padded prompts.
         mask: `[B, P]` True at real tokens.
         lines: `[B]` line number of each row.
         open_mask: `[B, P]` True where to fill, for infilling; None otherwise.
     """
 
-    rows: Sequence[Row]
     ids: Int32[np.ndarray, "B P"]
     mask: Bool[np.ndarray, "B P"]
     lines: UInt32[np.ndarray, " B"]
@@ -127,28 +123,6 @@ def _infill_ids(
     return job.prompt_ids, opened
 
 
-def make_batches(
-    rows: Sequence[Row], size: int, cfg: ModelConfig, gen_length: int | None
-) -> Iterator[Batch]:
-    """Cuts rows into batches, in their order.
-
-    Each batch is padded to one of few prompt lengths, so that few shapes are compiled.
-
-    Args:
-        rows: at least one.
-        size: B of every batch.
-        cfg: of the model.
-        gen_length: as for `encode_job`.
-    """
-    longest = cfg.max_length - (gen_length or 0)
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        filled = [*part, *[part[-1]] * (size - len(part))]
-        length = bucket(max(len(row.ids) for row in part), longest)
-        batch = stack(filled, length, cfg.pad_id, infill=gen_length is None)
-        yield dataclasses.replace(batch, rows=part)
-
-
 def stack(
     rows: Sequence[Row | None], length: int, pad_id: int, *, infill: bool
 ) -> Batch:
@@ -169,7 +143,6 @@ def stack(
         opened = [[int(x) for x in row.open or []] for row in filled]
         open_mask = left_pad(opened, length, 0)[0].astype(bool)
     return Batch(
-        rows=[row for row in rows if row is not None],
         ids=ids,
         mask=mask,
         lines=np.array([row.line for row in filled], np.uint32),

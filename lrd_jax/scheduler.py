@@ -5,6 +5,7 @@ that runs is always the one of the oldest row that is not done, so that results 
 handed over in the order of the rows without many of them being held back.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from lrd_jax.batches import Row, stack
 from lrd_jax.config import ModelConfig
 from lrd_jax.decode.slots import Slots
 from lrd_jax.decode.state import DecodeResult, DecodeState, StopReason
-from lrd_jax.engine import memory_errors
+from lrd_jax.errors import UserError
 from lrd_jax.text import bucket
 
 # How far ahead of the oldest row that is not done others may begin, in rows per slot.
@@ -117,6 +118,25 @@ def pad_lengths(
             longer = length
         kept[length] = longer
     return [kept[length] for length in buckets]
+
+
+@contextlib.contextmanager
+def memory_errors(rows: int, length: int) -> Iterator[None]:
+    """Turns a device's lack of memory into a `UserError`.
+
+    Args:
+        rows: decoded together.
+        length: of their prompts, padded.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"the device has too little memory for {rows} rows of {length} prompt "
+            "tokens: give a smaller `--batch-size` or gen_length."
+        ) from None
 
 
 class Scheduler:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from toy_run import EOS, MASK, toy_backend, toy_config
 
-from lrd_jax.batches import Row, encode_job, make_batches
+from lrd_jax.batches import Row, encode_job, stack
 from lrd_jax.errors import UserError
 from lrd_jax.jobs import Job
 from lrd_jax.tokenizer import Tokenizer
@@ -91,29 +91,18 @@ def rows_of(*lengths):
     return [Row(id=i, line=10 + i, ids=[i + 1] * n) for i, n in enumerate(lengths)]
 
 
-def test_batches_keep_the_order_and_one_size():
-    rows = rows_of(3, 40, 2, 1, 5)
-    batches = list(make_batches(rows, 2, CFG, 8))
-    assert [[row.id for row in batch.rows] for batch in batches] == [
-        [0, 1],
-        [2, 3],
-        [4],
-    ]
-    assert [batch.ids.shape for batch in batches] == [(2, 48), (2, 32), (2, 32)]
-    first = batches[0]
-    assert first.open_mask is None
-    np.testing.assert_array_equal(first.lines, [10, 11])
-    np.testing.assert_array_equal(first.mask.sum(1), [3, 40])
-    np.testing.assert_array_equal(first.ids[0], [EOS] * 45 + [1] * 3)
-    # The last one is filled up with a copy.
-    last = batches[-1]
-    np.testing.assert_array_equal(last.ids[0], last.ids[1])
-    np.testing.assert_array_equal(last.lines, [14, 14])
+def test_rows_are_padded_on_the_left():
+    batch = stack(rows_of(3, 40), 48, EOS, infill=False)
+    assert batch.open_mask is None
+    np.testing.assert_array_equal(batch.lines, [10, 11])
+    np.testing.assert_array_equal(batch.mask.sum(1), [3, 40])
+    np.testing.assert_array_equal(batch.ids[0], [EOS] * 45 + [1] * 3)
 
 
-def test_padding_leaves_room_for_the_window():
-    (batch,) = make_batches(rows_of(61), 1, CFG, 34)
-    assert batch.ids.shape == (1, 62)
+def test_a_row_that_stands_for_nothing_has_nothing_to_fill():
+    batch = stack([None, *rows_of(2)], 4, EOS, infill=True)
+    assert batch.mask[0].all()
+    assert not batch.open_mask[0].any()
 
 
 def test_infilling_batches():
@@ -121,7 +110,7 @@ def test_infilling_batches():
         Row(id=0, line=0, ids=[1, 2, 3], open=[False, True, False]),
         Row(id=1, line=1, ids=[4], open=[True]),
     ]
-    (batch,) = make_batches(rows, 2, CFG, None)
+    batch = stack(rows, 32, EOS, infill=True)
     assert batch.open_mask.shape == batch.ids.shape == (2, 32)
     np.testing.assert_array_equal(batch.open_mask[:, 29:], [[0, 1, 0], [0, 0, 1]])
     assert not batch.open_mask[:, :29].any()
