@@ -131,3 +131,19 @@ def test_a_refill_does_not_retrace(problem):
     after_first = len(traces)
     advance(params, state, slots_of(0, 3), np.int32(4), *inputs)
     assert len(traces) == after_first > 0
+
+
+@pytest.mark.parametrize("mode", ["prefix", "dual"])
+def test_a_refilled_slot_does_not_read_what_the_row_before_it_cached(mode, problem):
+    params, inputs = problem
+    cfg = dataclasses.replace(SAMPLED, cache=mode)
+    want = toy.run(cfg, params, *inputs)
+    start, advance = map(Quick, make_slots(toy.DENOISER, cfg))
+    all_four, one = slots_of(0, 1, 2, 3), slots_of(2)
+    state, _ = advance(params, start(params, *inputs), all_four, np.int32(1), *inputs)
+    moved = [jnp.roll(array, 2, axis=0) for array in inputs]
+    _, result = advance(params, state, one, np.int32(4), *moved)
+    for field in (*EXACT, "num_full_forwards"):
+        got, expected = getattr(result, field), np.array(getattr(want, field))
+        expected[2] = expected[0]
+        np.testing.assert_array_equal(got, expected)
