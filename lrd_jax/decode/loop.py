@@ -174,7 +174,9 @@ def predict(
 ) -> DecodeState:
     """One forward of the model, and what it says about `rows`."""
     hidden = _window_hidden(plan, params, state)
-    reading = _read_window(plan, params, state, hidden)
+    reading = _read_window(
+        plan, params, state, hidden, rows[:, None] & state.block_open
+    )
     first = (state.phase == Phase.OPEN)[:, None]
     newest = WindowBelief(
         hidden=hidden,
@@ -216,7 +218,11 @@ def _window_hidden(
 
 
 def _read_window(
-    plan: Plan, params: Params, state: DecodeState, hidden: Float[Array, "B W D"]
+    plan: Plan,
+    params: Params,
+    state: DecodeState,
+    hidden: Float[Array, "B W D"],
+    still_open: Bool[Array, "B W"],
 ) -> belief.Reading:
     batch, length, width = hidden.shape
     column = state.block_start[:, None] + jnp.arange(length)[None, :]
@@ -227,6 +233,7 @@ def _read_window(
         hidden.reshape(-1, width),
         state.belief.hidden.reshape(-1, width),
         keys.reshape(-1),
+        still_open.reshape(-1),
     )
     reading = belief.map_tiles(
         lambda tile: belief.read_rows(
