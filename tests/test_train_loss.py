@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lrd_jax.decode import belief
+from lrd_jax.decode.nucleus import nucleus
 from lrd_jax.model import backbone, families
 from lrd_jax.training import loss
 from lrd_jax.training.loss import Batch, Noise
@@ -130,7 +131,7 @@ def test_soft_inputs_are_lrds_soft_embeddings():
     hard = loss.masked_embeds(denoiser, params, batch, noise.masked)
 
     new = belief.predict(logits_of(denoiser, params, batch, noise), MASK_ID)
-    kept = jnp.where(belief.nucleus(new.probs, 0.9), new.probs, 0.0)
+    kept = jnp.where(nucleus(new.probs, 0.9), new.probs, 0.0)
     expected = (kept / kept.sum(-1, keepdims=True)) @ params["embed"]
     expected = expected.reshape(ROWS, WINDOW, -1)
     entropy = new.entropy.reshape(ROWS, WINDOW)

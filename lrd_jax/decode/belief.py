@@ -1,4 +1,4 @@
-"""What a prediction says: entropy, nucleus, KL, soft embeddings. Pure maths, by rows.
+"""What a prediction says: entropy, KL, soft embeddings. Pure maths, by rows.
 
 Everything here is float32 and works on R rows of the output head at once; rows never
 mix, so a row's numbers do not depend on its neighbours.
@@ -12,8 +12,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from lrd_jax.base import Denoiser, Params
+from lrd_jax.decode.nucleus import mean_embeddings, nucleus
 
 TILE_BYTES = 128 * 2**20  # Largest float32 `[2 R, V]` array of one tile.
+# A tile this small stays in the caches of a CPU, but with fewer than 128 rows (256 for
+# the head, with the old ones) matrix units would wait for the head's weights.
+CACHED_BYTES, FULL_ROWS = 32 * 2**20, 128
 
 TreeT = TypeVar("TreeT")
 
@@ -53,8 +57,8 @@ class Reading(NamedTuple):
         token_prob: `[R]` its probability.
         score: `[R]` how eagerly to commit it, higher first.
         kl: `[R]` KL(new || old), nats.
-        expected: `[R, D]` mean embedding over the nucleus.
-        nucleus_size: `[R]` tokens in it; NaN where no embeddings are mixed.
+        expected: `[R, D]` mean embedding over the nucleus; 0 in rows that are not open.
+        nucleus_size: `[R]` tokens in it; NaN where no embeddings are averaged.
         finite: `[R]` whether every logit is a number.
     """
 
@@ -75,17 +79,30 @@ def predict(logits: Float[Array, "R V"], excluded: int | None) -> Prediction:
     if excluded is not None:
         barred = jnp.arange(logits.shape[-1]) == excluded
         logits = jnp.where(barred[None, :], -jnp.inf, logits)
-    log_probs = jax.nn.log_softmax(logits, axis=-1)
-    probs = jnp.exp(log_probs)
-    best = jnp.argmax(logits, axis=-1)
+    highest = jnp.max(logits, axis=-1, keepdims=True)
+    shifted = logits - highest
+    masses = jnp.exp(shifted)
+    total = jnp.sum(masses, axis=-1, keepdims=True)
+    probs, log_probs = masses / total, shifted - jnp.log(total)
+    best = _first(logits == highest)
     return Prediction(
         logits=logits,
         log_probs=log_probs,
         probs=probs,
         entropy=jnp.maximum(-_sum_where_positive(probs, probs * log_probs), 0.0),
-        best=best.astype(jnp.int32),
+        best=best,
         best_prob=_at(probs, best),
     )
+
+
+def _first(marked: Bool[Array, "R V"]) -> Int[Array, " R"]:
+    """The first marked token; the last of all where none is, as in a row of NaN.
+
+    `argmax` finds it too, but XLA for CPU walks through that one number at a time.
+    """
+    last = marked.shape[-1] - 1
+    ids = jnp.arange(last + 1, dtype=jnp.int32)
+    return jnp.min(jnp.where(marked, ids[None, :], last), axis=-1)
 
 
 def _sum_where_positive(
@@ -107,42 +124,6 @@ def kl_divergence(new: Prediction, old: Prediction) -> Float[Array, " R"]:
     """
     terms = new.probs * (new.log_probs - old.log_probs)
     return jnp.maximum(_sum_where_positive(new.probs, terms), 0.0)
-
-
-def nucleus_threshold(probs: Float[Array, "R V"], top_p: float) -> Float[Array, " R"]:
-    """The largest value whose tokens `p >= value` hold at least `top_p` of the mass.
-
-    Exact without sorting V: non-negative floats are ordered like their bit patterns,
-    so 30 halvings of [0, 2) end at the very probability that crosses `top_p`, and all
-    tokens tied with it are in.
-
-    Args:
-        probs: `[R, V]` float32, each row summing to one.
-        top_p: mass, in (0, 1].
-
-    Returns:
-        `[R]`; 0, which lets all tokens in, where rounding keeps the sum below `top_p`.
-    """
-    bits = jax.lax.bitcast_convert_type(probs, jnp.int32)
-    above_one = jax.lax.bitcast_convert_type(jnp.float32(2.0), jnp.int32)
-
-    def halve(_: Any, bounds: Any) -> Any:
-        low, high = bounds
-        middle = low + (high - low) // 2
-        mass = jnp.sum(jnp.where(bits >= middle[:, None], probs, 0.0), axis=-1)
-        enough = mass >= top_p
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
-
-    low = jnp.zeros(probs.shape[0], jnp.int32)
-    low, _ = jax.lax.fori_loop(0, 30, halve, (low, jnp.full_like(low, above_one)))
-    return jax.lax.bitcast_convert_type(low, jnp.float32)
-
-
-def nucleus(probs: Float[Array, "R V"], top_p: float) -> Bool[Array, "R V"]:
-    """N_i: which tokens make up `top_p` of the mass (SPEC of Eq. 3)."""
-    if top_p >= 1:
-        return jnp.ones(probs.shape, bool)
-    return probs >= nucleus_threshold(probs, top_p)[:, None]
 
 
 def mix_weight(
@@ -189,6 +170,7 @@ def read_rows(
     hidden: Float[Array, "R D"],
     old_hidden: Float[Array, "R D"],
     keys: Key[Array, " R"],
+    still_open: Bool[Array, " R"],
     *,
     pick: PickFn,
     top_p: float,
@@ -205,6 +187,7 @@ def read_rows(
         hidden: `[R, D]` rows of the newest forward.
         old_hidden: `[R, D]` the same positions one forward earlier.
         keys: `[R]` noise for sampling, one key a row.
+        still_open: `[R]` rows that the next forward may read a soft embedding for.
         pick: the method's choice of token and score.
         top_p: nucleus mass for the mean embedding; 0 skips it.
         predicts_mask: whether the mask token keeps its probability.
@@ -215,10 +198,7 @@ def read_rows(
     new, old = predict(new_logits, excluded), predict(old_logits, excluded)
     token, score = pick(new, keys)
     if top_p > 0:
-        inside = nucleus(new.probs, top_p)
-        kept = jnp.where(inside, new.probs, 0.0)
-        expected = denoiser.expect(params, kept / jnp.sum(kept, -1, keepdims=True))
-        size = jnp.sum(inside & (new.probs > 0), axis=-1).astype(jnp.float32)
+        expected, size = mean_embeddings(denoiser, params, new.probs, still_open, top_p)
     else:
         expected = jnp.zeros(hidden.shape, jnp.float32)
         size = jnp.full(hidden.shape[:1], jnp.nan, jnp.float32)
@@ -237,12 +217,12 @@ def read_rows(
 
 
 def map_tiles(fn: Callable[[Any], TreeT], rows: Any, tile: int) -> TreeT:
-    """`fn` over `tile` rows at a time, so that only one tile's temporaries exist.
+    """`fn` over `tile` rows at most, so that only one tile's temporaries exist.
 
     Args:
         fn: maps a pytree of `[tile, ...]` leaves to another, row by row.
         rows: pytree of `[R, ...]` leaves.
-        tile: rows at a time.
+        tile: most rows at a time.
 
     Returns:
         Pytree of `[R, ...]` leaves.
@@ -251,6 +231,7 @@ def map_tiles(fn: Callable[[Any], TreeT], rows: Any, tile: int) -> TreeT:
     if count <= tile:
         return fn(rows)
     num_tiles = -(-count // tile)
+    tile = -(-count // num_tiles)  # Evenly, so that little is computed twice.
     # The last tile repeats the last row rather than padding with made-up numbers.
     index = jnp.minimum(jnp.arange(num_tiles * tile), count - 1)
     index = index.reshape(num_tiles, tile)
@@ -260,4 +241,6 @@ def map_tiles(fn: Callable[[Any], TreeT], rows: Any, tile: int) -> TreeT:
 
 def tile_rows(vocab_size: int) -> int:
     """How many rows one tile holds, each with V float32 logits of two forwards."""
-    return max(1, TILE_BYTES // (2 * 4 * vocab_size))
+    row_bytes = 2 * 4 * vocab_size
+    rows = max(FULL_ROWS, CACHED_BYTES // row_bytes)
+    return max(1, min(rows, TILE_BYTES // row_bytes))

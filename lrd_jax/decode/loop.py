@@ -178,7 +178,8 @@ def predict(
 ) -> DecodeState:
     """One forward of the model, and what it says about `rows`."""
     hidden, state, rows = forward(plan, params, state, rows)
-    reading = _read_window(plan, params, state, hidden)
+    still_open = rows[:, None] & state.block_open
+    reading = _read_window(plan, params, state, hidden, still_open)
     first = (state.phase == Phase.OPEN)[:, None]
     newest = WindowBelief(
         hidden=hidden,
@@ -199,7 +200,11 @@ def predict(
 
 
 def _read_window(
-    plan: Plan, params: Params, state: DecodeState, hidden: Float[Array, "B W D"]
+    plan: Plan,
+    params: Params,
+    state: DecodeState,
+    hidden: Float[Array, "B W D"],
+    still_open: Bool[Array, "B W"],
 ) -> belief.Reading:
     batch, length, width = hidden.shape
     column = state.block_start[:, None] + jnp.arange(length)[None, :]
@@ -210,6 +215,7 @@ def _read_window(
         hidden.reshape(-1, width),
         state.belief.hidden.reshape(-1, width),
         keys.reshape(-1),
+        still_open.reshape(-1),
     )
     reading = belief.map_tiles(
         lambda tile: belief.read_rows(

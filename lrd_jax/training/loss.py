@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from lrd_jax.base import Denoiser, Params
 from lrd_jax.decode import belief
+from lrd_jax.decode.nucleus import nucleus
 
 # LLaDA's: keeps 1 / t below a thousand.
 LEAST_PROB = 1e-3
@@ -145,7 +146,7 @@ def soften(
     new = belief.predict(
         response_logits(denoiser, frozen[0], batch, frozen[1]), denoiser.mask_id
     )
-    kept = jnp.where(belief.nucleus(new.probs, top_p), new.probs, 0.0)
+    kept = jnp.where(nucleus(new.probs, top_p), new.probs, 0.0)
     kept = kept / jnp.sum(kept, axis=-1, keepdims=True)
     mask_row = denoiser.embed(params, jnp.array(denoiser.mask_id))
     fully_soft = belief.soft_embeddings(
