@@ -104,6 +104,10 @@ OTHER = {
     "sample_top_p": 0.9,
     "sample_top_k": 5,
     "max_steps": 7,
+    "cache": "dual",
+    "cache_refresh_steps": 4,
+    "cache_refresh_kl": 0.5,
+    "cache_lane": 2,
     "steps": 128,
     "cfg_scale": 1.5,
     "remasking": "random",
@@ -118,6 +122,9 @@ NEEDS = {
     "klass_steps": ["--decode.klass-conf", "0.9"],
     "sample_top_p": ["--decode.temperature", "1"],
     "sample_top_k": ["--decode.temperature", "1"],
+    "cache_refresh_steps": ["--decode.cache", "dual"],
+    "cache_refresh_kl": ["--decode.cache", "prefix"],
+    "cache_lane": ["--decode.cache", "dual"],
 }
 BASELINE_REFUSES = {"r_f_decode", "refine_per_commit"}
 
