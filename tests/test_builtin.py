@@ -22,7 +22,10 @@ from lrd_jax.training import start
 TINY = builtin.ASSETS / "tiny"
 MAX_BYTES = 12_000_000
 # What the shipped weights answer, with the settings that they are shipped with.
-ANSWERS = {"0 * 7 =": "0", "3 * 0 =": "0"}
+ANSWERS = {
+    "Solve this 4x4 sudoku:\n3241\n0123\n0314\n0432": "3241\n4123\n2314\n1432",
+    "Solve this 4x4 sudoku:\n2134\n3000\n1200\n4312": "2134\n3421\n1243\n4312",
+}
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +87,8 @@ def test_a_prompt_alone_is_answered(capsys, tmp_path, monkeypatch):
     out, err = capsys.readouterr()
     assert err == ""
     lines = out.splitlines()
-    for i, answer in enumerate(ANSWERS.values()):
-        assert lines[2 * i : 2 * i + 2] == [f"=== {i} ===", answer]
+    shown = [[f"=== {i} ===", *a.split("\n")] for i, a in enumerate(ANSWERS.values())]
+    assert lines[:-1] == [line for answer in shown for line in answer]
     assert lines[-1].startswith(f"prompts {len(prompts)} | ")
     # By its name it is the same.
     assert main(["--prompt", *prompts, "--ckpt", "tiny"]) == 0
