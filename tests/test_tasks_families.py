@@ -71,7 +71,6 @@ def test_puzzles_have_one_solution(name, fewest, most):
     puzzles = [x.payload["puzzle"] for x in problems]
     assert {sudoku.count_solutions(puzzle) for puzzle in puzzles} == {1}
     assert {puzzle.count(".") for puzzle in puzzles} == {*range(fewest, most + 1)}
-    assert {"0" in x.prompt for x in problems} == {True, False}
 
 
 def test_solutions_are_judged_by_rules_and_givens():
@@ -103,19 +102,20 @@ def test_steps_are_true_and_small(name):
     for x in drawn(name, 500):
         *steps, last = x.answer.split("\n")
         assert 2 <= len(steps) <= 3
+        assert all(0 <= int(n) <= 99 for n in re.findall(r"-?\d+", x.answer))
         for step in steps:
             left, value = step.split(" = ")
             assert eval(left) == int(value)
-            assert abs(int(value)) <= 999
             a, op, b = left.split(" ")
             assert op != "*" or min(int(a), int(b)) < 10
         assert last == f"#### {value}"
 
 
 def test_operations_have_the_numbers_of_longer_calculations():
-    answers = [int(x.answer) for x in drawn("operations", 500)]
-    assert min(answers) < -100
-    assert max(answers) > 500
+    """An operand above 30 comes from an earlier step."""
+    drawn_facts = [x.key.split()[1:] for x in drawn("operations", 500)]
+    assert {op for _, op, _ in drawn_facts} == set("+-*")
+    assert max(int(n) for a, _, b in drawn_facts for n in (a, b)) > 80
 
 
 def test_expressions_have_the_value_python_gives_them():
@@ -123,7 +123,7 @@ def test_expressions_have_the_value_python_gives_them():
         expression = x.key.removeprefix("expression: ")
         assert expression in x.prompt
         assert eval(expression) == x.payload["answer"]
-        assert all(int(n) <= 99 for n in re.findall(r"\d+", expression))
+        assert all(1 <= int(n) <= 30 for n in re.findall(r"\d+", expression))
 
 
 def test_every_story_is_told_with_all_its_numbers():
@@ -159,7 +159,7 @@ def test_final_numbers(response, number):
 
 def test_functions_are_many():
     generate, rng = tasks.find("code_numbers").generate, random.Random(0)
-    assert len({generate(rng).group for _ in range(1000)}) > 600
+    assert len({generate(rng).group for _ in range(1000)}) > 400
 
 
 def plainly(step, constants, text, kind):

@@ -2,8 +2,18 @@
 
 import pytest
 
+from lrd_jax.errors import UserError
+from lrd_jax.tokenizer import Tokenizer
 from lrd_jax.training.settings import VocabularyConfig
-from lrd_jax.training.vocabulary import build_tokenizer, special_ids, task_texts
+from lrd_jax.training.vocabulary import (
+    ASSISTANT,
+    CHAT_TEMPLATE,
+    NAMED,
+    USER,
+    build_tokenizer,
+    special_ids,
+    task_texts,
+)
 
 TEXTS = tuple(task_texts(count=60))
 
@@ -31,15 +41,19 @@ def test_digits_are_read_one_by_one():
     assert not [t for t in vocabulary if len(t) > 1 and any(c.isdigit() for c in t)]
 
 
-def test_pairs_of_digits_are_read_from_the_end():
+def test_a_number_of_two_digits_is_one_token():
     tokenizer = build(digits="pairs")
-    assert tokenizer.encode("1234+567-8").tokens == "12 34 + 5 67 - 8".split()
+    assert tokenizer.encode("34+567-8=1234").tokens == [
+        *"34 + 5 6 7 - 8 = 1 2 3 4".split()
+    ]
     for number in range(100):
         assert len(tokenizer.encode(str(number)).ids) == 1
 
 
-def test_sudoku_cells_are_one_token_each():
-    assert build().encode("4..1").tokens == list("4..1")
+@pytest.mark.parametrize("digits", ["single", "pairs"])
+def test_sudoku_cells_are_one_token_each(digits):
+    rows = "4001\n2130"
+    assert build(digits=digits).encode(rows).tokens == [*"4001", "Ċ", *"2130"]
 
 
 @pytest.mark.parametrize("digits", ["single", "pairs"])
@@ -47,6 +61,32 @@ def test_sudoku_cells_are_one_token_each():
 def test_the_size_and_the_special_tokens(size, digits):
     tokenizer = build(size, digits)
     assert special_ids(tokenizer) == {
-        "vocab_size": size, "mask_id": 1, "eos_ids": (0,), "pad_id": 0,
+        "chat": True, "vocab_size": size, "mask_id": 1, "eos_ids": (0,), "pad_id": 0,
     }  # fmt: skip
-    assert tokenizer.decode([0, 1]) == ""
+    assert tokenizer.decode([0, 1, 2, 3]) == ""
+
+
+def test_an_item_is_the_same_token_wherever_it_stands():
+    tokens = build().encode("x: 7, 8, 7-7 = 7 + 7").tokens
+    assert tokens == [
+        "x",
+        ":Ġ",
+        *"7",
+        ",Ġ",
+        *"8",
+        ",Ġ",
+        *"7-7",
+        "Ġ=Ġ",
+        *"7",
+        "Ġ+Ġ",
+        *"7",
+    ]
+
+
+def test_a_prompt_stands_between_two_tokens():
+    tokenizer = Tokenizer(build(), NAMED, CHAT_TEMPLATE)
+    message = {"role": "user", "content": "7"}
+    ids = tokenizer.encode(tokenizer.apply_chat_template([message]))
+    assert [tokenizer.backend.id_to_token(i) for i in ids] == [USER, "7", ASSISTANT]
+    with pytest.raises(UserError, match="the roles user and assistant only"):
+        tokenizer.apply_chat_template([{"role": "system", "content": "7"}])

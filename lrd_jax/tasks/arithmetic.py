@@ -24,14 +24,12 @@ from lrd_jax.tasks.draw import between, chance, pick
 Tree = int | str | tuple[str, Any, Any]
 
 _EXPRESSION_FRAMES = (
-    "{expression} =",
-    "Compute {expression}.",
-    "Work out {expression} step by step.",
-    "What is {expression}?",
+    "Compute {expression}",
+    "Work out {expression} step by step",
 )
-_FACT_FRAMES = ("{fact} =", "{fact} =", "What is {fact}?")
+_FACT_FRAMES = ("{fact} =", "What is {fact}?")
 _LEVEL = {"+": 1, "-": 1, "*": 2}
-_LARGEST = 999  # Of any number on the way.
+LARGEST = 99  # Of any number on the way.
 
 
 def solve(op: str, left: int, right: int) -> int:
@@ -72,7 +70,7 @@ def _render(tree: Tree, level: int = 0) -> str:
 
 def _grow(rng: random.Random, num_ops: int) -> Tree:
     if num_ops == 0:
-        return between(rng, 0, 99)
+        return between(rng, 1, 30)
     op = pick(rng, "+-*")
     if op == "*":  # One factor is a single digit, the other holds all operations.
         digit: Tree = between(rng, 2, 9)
@@ -84,14 +82,12 @@ def _grow(rng: random.Random, num_ops: int) -> Tree:
 
 
 def _plain(tree: Tree) -> bool:
-    """Whether it stays small, takes away no negative number and scales no big one."""
+    """Whether all numbers on the way are in [0, `LARGEST`]."""
     if not isinstance(tree, tuple):
         return True
     op, left, right = tree
     a, b = value_of(left, {}, []), value_of(right, {}, [])
-    fits = abs(solve(op, a, b)) <= _LARGEST and b >= 0
-    if op == "*":
-        fits = fits and min(a, b) >= 0
+    fits = 0 <= solve(op, a, b) <= LARGEST
     return fits and _plain(left) and _plain(right)
 
 

@@ -6,12 +6,16 @@ negative, or larger than people buy and lose.
 
 import random
 
-from lrd_jax.tasks.arithmetic import Tree, stepwise_task, value_of, written_out
+from lrd_jax.tasks.arithmetic import (
+    LARGEST,
+    Tree,
+    stepwise_task,
+    value_of,
+    written_out,
+)
 from lrd_jax.tasks.base import Instance
 from lrd_jax.tasks.draw import between, pick, sample
 from lrd_jax.tasks.vocabulary import NAMES, THINGS
-
-_LARGEST = 200
 
 # In a text: {A} and {B} are people, {t} things. The numbers a, b, c are 3 to 60, the
 # numbers k and m, which multiply, 2 to 9. In the plan they are worked out left first.
@@ -143,12 +147,12 @@ def _story(rng: random.Random) -> Instance:
     number = between(rng, 0, len(TEMPLATES) - 1)
     template, plan = TEMPLATES[number]
     while True:
-        values = {name: between(rng, 3, 60) for name in "abc"}
+        values = {name: between(rng, 3, 30) for name in "abc"}
         values |= {name: between(rng, 2, 9) for name in "km"}
         steps: list[str] = []
         value = value_of(plan, values, steps)
         on_the_way = [int(step.rpartition(" ")[2]) for step in steps]
-        if min(on_the_way) >= 0 and max(on_the_way) <= _LARGEST:
+        if min(on_the_way) >= 0 and max(on_the_way) <= LARGEST:
             break
     # Only what the story tells: the other numbers are not part of the problem.
     told = {name: n for name, n in values.items() if f"{{{name}}}" in template}

@@ -11,11 +11,10 @@ import re
 from collections.abc import Callable, Sequence
 
 from lrd_jax.tasks.base import Instance, Payload, Task, one_by_one, until_end
-from lrd_jax.tasks.draw import between, chance, pick, shuffled
+from lrd_jax.tasks.draw import between, pick, shuffled
 
 _FRAMES = (
     "Solve this 4x4 sudoku:\n{rows}",
-    "Fill in the blanks of this 4x4 sudoku:\n{rows}",
     "Complete the sudoku:\n{rows}",
 )
 # Cells that must hold 1 to 4 between them, as indexes into the 16 characters.
@@ -77,9 +76,8 @@ def _puzzle(rng: random.Random, *, fewest: int, most: int) -> Instance:
         if count_solutions("".join(cells)) > 1:
             cells[cell] = grid[cell]
     puzzle = "".join(cells)
-    shown = puzzle.replace(".", "0") if chance(rng, 0.3) else puzzle
     return Instance(
-        prompt=pick(rng, _FRAMES).format(rows=_rows(shown)),
+        prompt=pick(rng, _FRAMES).format(rows=_rows(puzzle.replace(".", "0"))),
         answer=_rows(grid),
         payload={"puzzle": puzzle},
         key=f"sudoku: {puzzle}",

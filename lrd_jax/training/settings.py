@@ -10,7 +10,7 @@ from lrd_jax.settings import build, check, check_types, read_toml, unknown_name
 
 MAX_SEED = 2**31 - 1
 # What the tokenizer decides, so that no config can contradict it.
-VOCABULARY_FIELDS = ("vocab_size", "mask_id", "eos_ids", "pad_id")
+VOCABULARY_FIELDS = ("chat", "vocab_size", "mask_id", "eos_ids", "pad_id")
 TABLES = ("train", "model", "vocabulary", "phase")
 
 

@@ -93,13 +93,14 @@ def from_recipe(recipe: Recipe, seed: int, written: pathlib.Path) -> Start:
     if tokenizer is None:
         texts = vocabulary.task_texts(vocabulary.EXAMPLES_PER_TASK)
         backend = vocabulary.build_tokenizer(recipe.vocabulary, texts)
-        tokenizer = Tokenizer(backend, vocabulary.NAMED)
+        tokenizer = Tokenizer(backend, vocabulary.NAMED, vocabulary.CHAT_TEMPLATE)
     config = recipe.model_config(**vocabulary.special_ids(tokenizer.backend))
 
     def write_tokenizer(dst: pathlib.Path) -> None:
         tokenizer.backend.save(str(dst / "tokenizer.json"))
-        named = json.dumps(vocabulary.NAMED, indent=2) + "\n"
-        (dst / "tokenizer_config.json").write_text(named, encoding="utf-8")
+        settings = vocabulary.NAMED | {"chat_template": vocabulary.CHAT_TEMPLATE}
+        text = json.dumps(settings, indent=2) + "\n"
+        (dst / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
     return Start(
         config=config,

@@ -1,7 +1,8 @@
 """The built-in model's tokenizer: byte-level BPE, trained on the tasks' own text.
 
-Numbers are cut into digits, or pairs of them, before anything is merged, so that all
-are cut alike. Full stops stand alone too: they are empty sudoku cells.
+Numbers are cut into digits (but for those of two, if so wished) before anything is
+merged, so that all are cut alike. Full stops stand alone too: they are empty sudoku cells. Separators keep
+their spaces, so that an item of a list is the same token wherever it stands.
 """
 
 import itertools
@@ -13,11 +14,24 @@ from lrd_jax.tasks import TASKS, instances
 from lrd_jax.training.settings import VocabularyConfig
 
 END, MASK = "<|endoftext|>", "<|mdm_mask|>"
+USER, ASSISTANT = "<|user|>", "<|assistant|>"
 NAMED = {"eos_token": END, "pad_token": END, "mask_token": MASK}
-EXAMPLES_PER_TASK = 500
-# Pairs of digits counted from the end of a number: 123 is 1 and 23.
-_PAIRS = r"\d(?=(?:\d\d)*(?!\d))|\d\d|\."
-_SINGLE = r"\d|\."
+# Rotary positions are relative: without a token at either end of the prompt a model
+# cannot tell how far into the answer it is, and does not learn to copy.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message.role not in ('user', 'assistant') %}"
+    "{{ raise_exception('this model knows the roles user and assistant only') }}"
+    "{% endif %}"
+    "{{ '<|' + message.role + '|>' + message.content }}"
+    "{% endfor %}"
+    f"{ASSISTANT}"
+)
+EXAMPLES_PER_TASK = 1000
+# A number of two digits is one token, any other is read digit by digit.
+_PAIRS = r"(?<!\d)\d\d(?!\d)|\d"
+_SINGLE = r"\d"
+_PIECES = r"|\.|[,:] | [-+*=] | ?\p{L}+| ?[^\s\p{L}\p{N}.]+|\s+"
 
 
 def task_texts(count: int) -> Iterator[str]:
@@ -31,7 +45,7 @@ def task_texts(count: int) -> Iterator[str]:
 def build_tokenizer(cfg: VocabularyConfig, texts: Iterable[str]) -> Any:
     """Trains a `tokenizers.Tokenizer`; equal texts give an equal one.
 
-    The special tokens are the first two ids. Every byte is a token, so that any text
+    The special tokens are the first four ids. Every byte is a token, so that any text
     can be read.
     """
     import tokenizers
@@ -44,7 +58,7 @@ def build_tokenizer(cfg: VocabularyConfig, texts: Iterable[str]) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=cfg.size - 100 * pairs,
-        special_tokens=[END, MASK],
+        special_tokens=[END, MASK, USER, ASSISTANT],
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -66,8 +80,8 @@ def _pre_tokenizer(digits: str) -> Any:
 
     return pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(digits), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            pre_tokenizers.Split(Regex(digits + _PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
 
@@ -76,6 +90,7 @@ def special_ids(backend: Any) -> dict[str, Any]:
     """The fields of `ModelConfig` that a tokenizer of `build_tokenizer` decides."""
     end = backend.token_to_id(END)
     return {
+        "chat": True,
         "vocab_size": backend.get_vocab_size(),
         "mask_id": backend.token_to_id(MASK),
         "eos_ids": (end,),
@@ -85,4 +100,10 @@ def special_ids(backend: Any) -> dict[str, Any]:
 
 def stand_in_ids(cfg: VocabularyConfig) -> dict[str, Any]:
     """The same fields without a tokenizer, to check a model's config early."""
-    return {"vocab_size": cfg.size, "mask_id": 1, "eos_ids": (0,), "pad_id": 0}
+    return {
+        "chat": True,
+        "vocab_size": cfg.size,
+        "mask_id": 1,
+        "eos_ids": (0,),
+        "pad_id": 0,
+    }
