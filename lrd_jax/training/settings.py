@@ -154,8 +154,8 @@ class VocabularyConfig:
 
     Attributes:
         size: tokens, special ones included.
-        digits: whether a number is read digit by digit (`single`) or two digits at a
-            time from its end (`pairs`), so that 0 to 99 are one token each.
+        digits: whether numbers are read digit by digit (`single`), or all but those of
+            two digits, so that 0 to 99 are one token each (`pairs`).
     """
 
     size: int = 384

@@ -1,8 +1,8 @@
 """The built-in model's tokenizer: byte-level BPE, trained on the tasks' own text.
 
 Numbers are cut into digits (but for those of two, if so wished) before anything is
-merged, so that all are cut alike. Full stops stand alone too: they are empty sudoku cells. Separators keep
-their spaces, so that an item of a list is the same token wherever it stands.
+merged, so that all are cut alike. Full stops stand alone too. Separators keep their
+spaces, so that an item of a list is the same token wherever it stands.
 """
 
 import itertools
