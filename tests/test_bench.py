@@ -116,7 +116,7 @@ def test_runs_are_taken_in_turn_and_the_first_round_does_not_count():
 
 
 def test_a_spread_is_median_and_ends():
-    assert clock.spread([3.0, 1.0, 2.0], 10) == {"median": 20, "low": 10, "high": 30}
+    assert clock.spread([3.0, 1.0, 2.0], 10.0) == {"median": 20, "low": 10, "high": 30}
 
 
 def test_memory_that_a_run_takes_is_seen():

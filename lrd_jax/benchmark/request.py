@@ -17,9 +17,10 @@ from lrd_jax.cli import MAX_SEED, OptionalText
 from lrd_jax.config import BaselineConfig, LladaConfig, ModelConfig
 from lrd_jax.errors import UserError
 from lrd_jax.evaluation.methods import Entries, Method, choose, read_entries
+from lrd_jax.evaluation.request import find_members
 from lrd_jax.settings import build, check, read_toml
 from lrd_jax.shapes import BENCHMARK_SHAPES
-from lrd_jax.tasks import Task, named
+from lrd_jax.tasks import Task
 
 PROG = "python -m lrd_jax.bench"
 TORCH = "torch==2.13.0"
@@ -135,13 +136,14 @@ def parse(argv: Sequence[str]) -> Request:
         raise UserError(f"`--sweep` measures one method, got `--methods` {names}.")
     sweep = _read_sweep(flags, shape, entries, methods[0].name)
     methods, twins = _with_twins(methods, flags)
+    found = find_members(_names(flags.tasks, "--tasks"))
     return Request(
         flags=flags,
         shape=shape,
         entries=entries,
         methods=methods,
         twins=twins,
-        tasks=[t for name in _names(flags.tasks, "--tasks") for t in named(name)],
+        tasks=[task for members in found.values() for task in members],
         sweep=sweep,
     )
 

@@ -103,7 +103,7 @@ def _decode_cells(figures: Mapping[str, Any], loops: Mapping[str, Any]) -> list[
         _number(figures["forwards_per_prompt"], 1),
         _number(figures["tokens_per_forward"], 2),
         shown(figures["tokens_per_second"], 1),
-        _number(figures["accuracy"], 1, 100),
+        _number(figures["accuracy"], 1, 100.0),
         _number(figures.get("compile_seconds"), 1),
         _number(figures["memory_growth_mib"], 1),
         *(shown(speed_ups.get(loop)) for loop in loops),

@@ -37,13 +37,12 @@ class TorchModel:
         """`[B, window, V]` what the last positions predict; all of them for None."""
         import torch
 
-        mask = None
-        if not bool(real.all()):
-            mask = real[:, None, None, :].expand(-1, 1, ids.shape[1], -1)
-        positions = (real.cumsum(1) - 1).clamp(min=0)
-        hidden = self.backbone(
-            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
-        ).last_hidden_state
+        padding = {}
+        if not bool(real.all()):  # Else attention is spared the mask.
+            positions = (real.cumsum(1) - 1).clamp(min=0)
+            padding = {"attention_mask": real, "position_ids": positions}
+        answer = self.backbone(input_ids=ids, use_cache=False, **padding)
+        hidden = answer.last_hidden_state
         if self.config.family == "dream":  # It predicts position i at i - 1.
             hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
         if window is not None:
@@ -71,6 +70,8 @@ def build(cfg: ModelConfig, params: Params) -> TorchModel:
         pad_token_id=None,
         attn_implementation="sdpa",
     )
+    # A mask is made by what the config says; without one, attention asks its layer.
+    shape.is_causal = False
     backbone = getattr(transformers, f"{family}Model")(shape).eval()
     for layer in backbone.layers:
         layer.self_attn.is_causal = False
