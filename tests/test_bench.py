@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pathlib
 
 import pytest
 from toy_bench import model_file
@@ -190,7 +191,7 @@ def test_exponents_are_those_of_the_ends():
 )
 def test_a_mistake_is_one_line_and_code_2(flags, told, capsys, tmp_path):
     (tmp_path / "empty.toml").write_text("")
-    text = open(model_file(tmp_path)).read()
+    text = pathlib.Path(model_file(tmp_path)).read_text()
     (tmp_path / "wrong.toml").write_text(text + "d_mode = 3\n")
     files = {name: tmp_path / f"{name}.toml" for name in ("empty", "wrong")}
     argv = [word.format(**files) for word in flags.split()]
