@@ -1,7 +1,8 @@
-"""Shapes of the published models by name, to plan and measure without weights."""
+"""Shapes of models by name, to plan and measure without weights."""
 
 from lrd_jax.config import ModelConfig
 
+# The published models.
 SHAPES = {
     "llada-8b": ModelConfig(
         family="llada",
@@ -38,5 +39,27 @@ SHAPES = {
         mask_id=151666,
         eos_ids=(151643, 151645),
         pad_id=151643,
+    ),
+}
+
+# Large enough for the arithmetic to count, small enough for a laptop.
+BENCHMARK_SHAPES = SHAPES | {
+    "llada-100m": ModelConfig(
+        family="llada",
+        vocab_size=32768,
+        d_model=768,
+        num_layers=12,
+        num_heads=12,
+        num_kv_heads=12,
+        head_dim=64,
+        mlp_dim=2048,
+        rope_theta=5e5,
+        norm_eps=1e-5,
+        qkv_bias=False,
+        tie_embeddings=False,
+        max_length=4096,
+        mask_id=32767,
+        eos_ids=(32765, 32766),
+        pad_id=32765,
     ),
 }

@@ -106,7 +106,12 @@ def test_lrd_jax_never_imports_convert(name):
 
 @pytest.mark.parametrize("name", OURS)
 def test_nobody_imports_a_command(name):
-    commands = ("lrd_jax.generate", "lrd_jax.train", "lrd_jax.evaluate")
+    commands = (
+        "lrd_jax.generate",
+        "lrd_jax.train",
+        "lrd_jax.evaluate",
+        "lrd_jax.bench",
+    )
     assert not within(imported(name), *commands)
 
 

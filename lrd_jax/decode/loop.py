@@ -160,17 +160,24 @@ def _alive(state: DecodeState) -> Bool[Array, " B"]:
 def turn(
     plan: Plan, params: Params, state: DecodeState, rows: Bool[Array, " B"]
 ) -> DecodeState:
-    """Acts on the newest belief of `rows`, runs their next forward, measures it.
+    """Acts on the newest belief of `rows`, runs their next forward, measures it."""
+    state = act(plan, params, state, rows)
+    rows = rows & _alive(state)
+    return jax.lax.cond(
+        jnp.any(rows), lambda s: predict(plan, params, s, rows), lambda s: s, state
+    )
+
+
+def act(
+    plan: Plan, params: Params, state: DecodeState, rows: Bool[Array, " B"]
+) -> DecodeState:
+    """Refines or commits, as is each row's turn.
 
     A row that waits for a full forward has acted already, in the turn it came to wait.
     """
     acting = rows if state.cache is None else rows & ~state.cache.waiting
     state = refine_step(plan, params, state, acting & (state.phase == Phase.REFINE))
-    state = commit_step(plan, params, state, acting & (state.phase == Phase.COMMIT))
-    rows = rows & _alive(state)
-    return jax.lax.cond(
-        jnp.any(rows), lambda s: predict(plan, params, s, rows), lambda s: s, state
-    )
+    return commit_step(plan, params, state, acting & (state.phase == Phase.COMMIT))
 
 
 def predict(
@@ -178,8 +185,18 @@ def predict(
 ) -> DecodeState:
     """One forward of the model, and what it says about `rows`."""
     hidden, state, rows = forward(plan, params, state, rows)
-    still_open = rows[:, None] & state.block_open
-    reading = _read_window(plan, params, state, hidden, still_open)
+    reading = read_window(plan, params, state, hidden, rows)
+    return note(plan, state, hidden, reading, rows)
+
+
+def note(
+    plan: Plan,
+    state: DecodeState,
+    hidden: Float[Array, "B W D"],
+    reading: belief.Reading,
+    rows: Bool[Array, " B"],
+) -> DecodeState:
+    """Makes what a forward said the newest belief of `rows`, and measures it."""
     first = (state.phase == Phase.OPEN)[:, None]
     newest = WindowBelief(
         hidden=hidden,
@@ -199,13 +216,15 @@ def predict(
     return measure(plan, state, rows, finite, reading.nucleus_size)
 
 
-def _read_window(
+def read_window(
     plan: Plan,
     params: Params,
     state: DecodeState,
     hidden: Float[Array, "B W D"],
-    still_open: Bool[Array, "B W"],
+    rows: Bool[Array, " B"],
 ) -> belief.Reading:
+    """What the hidden rows of the active blocks say; means over open ones of `rows`."""
+    still_open = rows[:, None] & state.block_open
     batch, length, width = hidden.shape
     column = state.block_start[:, None] + jnp.arange(length)[None, :]
     step_keys = jax.vmap(jax.random.fold_in)(state.keys, state.step)

@@ -1,0 +1,1 @@
+"""What `python -m lrd_jax.bench` measures, and what it measures it with."""

@@ -1,0 +1,211 @@
+"""`python -m lrd_jax.bench`: the command, and what its figures mean."""
+
+import importlib.util
+import json
+import pathlib
+
+import pytest
+from toy_bench import model_file
+
+from lrd_jax.bench import main
+from lrd_jax.benchmark import clock, sweep
+from lrd_jax.benchmark.parts import summarise_parts
+from lrd_jax.benchmark.request import parse
+
+SMALL = "--prompt 6 --gen-length 4 --repeats 1"
+
+
+def run(folder, flags, fields=None):
+    """The report of the toy, and what was printed is left to capsys."""
+    output = folder / "report.json"
+    model = model_file(folder, **({} if fields is None else {"fields": fields}))
+    argv = ["--model", model, "--output", str(output), *SMALL.split(), *flags.split()]
+    assert main(argv) == 0
+    return json.loads(output.read_text())
+
+
+def test_each_method_has_its_parts_and_its_decode(tmp_path, capsys):
+    report = run(tmp_path, "--methods baseline,lrd --n 4 --batch-size 2 --repeats 2")
+    out, err = capsys.readouterr()
+    assert list(report["methods"]) == ["baseline", "lrd"]
+    baseline = report["methods"]["baseline"]
+    assert baseline["forwards_per_prompt"] == 4  # One for each position.
+    assert baseline["tokens_per_forward"] == baseline["useful_tokens"] / (4 * 4)
+    assert baseline["useful_tokens"] <= 4 * 4
+    assert baseline["accuracy"] is None
+    for figures in report["methods"].values():
+        parts = figures["parts"]
+        assert sum(parts["share"].values()) == pytest.approx(1, abs=0.5)
+        assert parts["ms"]["forward"]["median"] > 0
+        assert figures["compile_seconds"] > 0
+        assert figures["temporaries_mib"] > 0
+        seconds = figures["seconds"]
+        assert 0 < seconds["low"] <= seconds["median"] <= seconds["high"]
+        rate = figures["tokens_per_second"]["median"]
+        assert rate <= figures["useful_tokens"] / seconds["low"]
+    assert report["peak_gflops"]["jax"]["median"] > 0
+    settings = report["settings"]
+    assert settings["threads"] >= 1
+    assert (settings["batch_size"], settings["prompt"]) == (2, 6)
+    for name in ("baseline", "lrd"):
+        assert out.count(f"| {name} ") == 2
+    assert "all figures: " in err
+
+
+def test_without_decoding_only_the_parts_are_measured(tmp_path, capsys):
+    report = run(tmp_path, "--methods lrd --no-decode")
+    assert "forwards_per_prompt" not in report["methods"]["lrd"]
+    assert report["methods"]["lrd"]["parts"]["ms"]["belief"]
+    assert "whole decode" not in capsys.readouterr().out
+
+
+def test_a_sweep_measures_one_axis_at_a_time(tmp_path, capsys):
+    report = run(tmp_path, "--sweep B=1,2 W=2,4 V=64,128 --repeats 1")
+    values = {
+        axis: [point["value"] for point in found["points"]]
+        for axis, found in report["sweep"].items()
+    }
+    assert values == {"B": [1, 2], "W": [2, 4], "V": [64, 128]}
+    for found in report["sweep"].values():
+        assert set(found["exponents"]) == {"forward", "belief", "bookkeeping"}
+    out = capsys.readouterr().out
+    assert "| W 4 " in out
+    assert "rows of the batch: forward grows like B^" in out
+
+
+def test_a_checkpoint_is_asked_problems_and_graded(tmp_path):
+    output = tmp_path / "report.json"
+    flags = "--tasks sudoku --n 2 --methods threshold --gen-length 16 --repeats 1"
+    assert main([*flags.split(), "--output", str(output)]) == 0
+    report = json.loads(output.read_text())
+    assert report["methods"]["threshold"]["accuracy"] in (0, 0.5, 1)
+    assert report["settings"]["model"] == "tiny"
+
+
+def request(folder, *flags):
+    return parse(["--model", model_file(folder), *SMALL.split(), *flags])
+
+
+def test_flags_of_random_weights_reach_the_subject(tmp_path):
+    import jax
+    import numpy as np
+
+    from lrd_jax.benchmark.subject import make_subject
+
+    base, longer, other, sharp = (
+        make_subject(request(tmp_path, *flags))
+        for flags in ((), ("--prompt", "9"), ("--seed", "1"), ("--sharpness", "3"))
+    )
+    assert base.batches[0].ids.shape == (1, 6)
+    assert longer.batches[0].ids.shape == (1, 9)
+    assert not np.array_equal(base.batches[0].ids, other.batches[0].ids)
+    assert not np.array_equal(base.params["embed"], other.params["embed"])
+    scales = sharp.params["norm"]["scale"] / base.params["norm"]["scale"]
+    assert np.all(np.asarray(scales) == 3)
+    jax.tree.map(
+        np.testing.assert_array_equal, base.params["blocks"], sharp.params["blocks"]
+    )
+    assert not np.isin(base.batches[0].ids, [60, 61, 63]).any()
+
+
+def test_runs_are_taken_in_turn_and_the_first_round_does_not_count():
+    calls = []
+    runs = {name: lambda name=name: calls.append(name) for name in "ab"}
+    seconds = clock.interleave(runs, 3)
+    assert calls == ["a", "b"] * 4
+    assert {name: len(rounds) for name, rounds in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_a_spread_is_median_and_ends():
+    assert clock.spread([3.0, 1.0, 2.0], 10.0) == {"median": 20, "low": 10, "high": 30}
+
+
+def test_memory_that_a_run_takes_is_seen():
+    size = 96 * 2**20
+    answer, small = clock.memory_growth(lambda: 7)
+    _, large = clock.memory_growth(lambda: bytearray(size).count(1))
+    assert answer == 7
+    if large is None:
+        pytest.skip("the system does not tell")
+    assert small < size / 4 < 0.9 * size < large < 2 * size
+
+
+def test_belief_is_what_goes_beyond_one_head_product():
+    seconds = {
+        "forward": [1.0, 2.0],
+        "head": [0.25, 0.25],
+        "read": [0.5, 0.5],
+        "bookkeeping": [0.25, 0.5],
+        "turn": [1.5, 1.5],
+    }
+    found = summarise_parts(seconds)
+    assert found["ms"]["belief"]["median"] == 250
+    assert found["turn_ms"]["median"] == 1500
+    assert found["beyond_forward"] == {"median": 0.4375, "low": 0.375, "high": 0.5}
+    assert found["share"]["belief"] == pytest.approx((1 / 6 + 1 / 11) / 2)
+
+
+def test_exponents_are_those_of_the_ends():
+    ms = [
+        {"forward": {"median": m}, "belief": {"median": b}}
+        for m, b in ((2, 1), (16, -1))
+    ]
+    found = sweep.exponents([1, 2], ms)
+    assert found == {"forward": pytest.approx(3), "belief": None}
+    assert sweep.exponents([4], ms[:1]) == {"forward": None, "belief": None}
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--model nothing", "no model 'nothing'; give a checkpoint's directory"),
+        ("--model llada-100m --repeats 0", "`--repeats` must be at least 1, got 0."),
+        ("--batch-size 2 --n 3", "`--n` must be a multiple of `--batch-size` 2"),
+        ("--model llada-100m --prompt 4096", "model's context of 4096"),
+        ("--sharpness 2", "`--sharpness` changes nothing for a checkpoint"),
+        ("--prompt 16", "`--prompt` changes nothing for a checkpoint"),
+        ("--model dream-7b --tasks code", "`--tasks` changes nothing for random"),
+        ("--sweep B=1 --no-decode", "`--no-decode` changes nothing for `--sweep`"),
+        ("--sweep B=1 --n 2", "`--n` changes nothing for `--sweep`"),
+        ("--model llada-100m --sharpness 0", "`--sharpness` must be a finite number"),
+        ("--methods nothing", "no method 'nothing'"),
+        ("--methods lrd,", "`--methods` must be names with commas between"),
+        ("--tasks nothing", "nothing"),
+        ("--sweep B=1 --peer torch", "give either `--peer` or `--sweep`"),
+        ("--sweep B=1 --methods lrd,baseline", "`--sweep` measures one method"),
+        ("--sweep B", "`--sweep` must be"),
+        ("--sweep Q=1", "`--sweep` must be an axis: B (rows of the batch)"),
+        ("--sweep B=1 B=2", "B is given twice"),
+        ("--sweep B=0", "`--sweep B` must be a whole number, at least 1, got 0."),
+        ("--sweep B=x", "`--sweep B` must be a whole number, at least 1, got 'x'."),
+        ("--sweep V=1024", "V is fixed by a checkpoint"),
+        ("--model llada-100m --sweep V=3", "at least 16, got 3."),
+        ("--model llada-100m --sweep W=48", "must be a multiple of `block_length`"),
+        ("--model llada-100m --sweep P=4090", "a prompt of 4090"),
+        ("--sweep W=8 --methods dream", "method dream has one block only"),
+        ("--output no/such/dir/x.json", "--output no/such/dir/x.json: no such"),
+        ("--seed -1", "`--seed` must be in"),
+        ("--model {empty}", "a model needs family, vocab_size"),
+        ("--model {wrong}", "unknown setting 'd_mode'; did you mean d_model"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(flags, told, capsys, tmp_path):
+    (tmp_path / "empty.toml").write_text("")
+    text = pathlib.Path(model_file(tmp_path)).read_text()
+    (tmp_path / "wrong.toml").write_text(text + "d_mode = 3\n")
+    files = {name: tmp_path / f"{name}.toml" for name in ("empty", "wrong")}
+    argv = [word.format(**files) for word in flags.split()]
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert told in err
+    assert err.count("\n") == 1
+
+
+def test_without_torch_the_peer_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["--peer", "torch"]) == 2
+    assert capsys.readouterr().err == (
+        "error: `--peer torch` needs PyTorch: pip install torch==2.13.0\n"
+    )
