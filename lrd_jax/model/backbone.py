@@ -7,9 +7,10 @@ Parameters are a plain dict, the layers of `blocks` stacked on a leading axis L:
     blocks.attn.q [L, A H, D]   .k, .v [L, K H, D]   .out [L, A H, D]
     blocks.attn.q_bias [L, A H]   .k_bias, .v_bias [L, K H] where the family has them
     blocks.mlp.gate, .up [L, D, F]   .down [L, F, D], F the inner width of the MLP
+
+A matrix may be an `int8.QTensor` of that shape instead of an array.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lrd_jax.base import KVCache, Params
 from lrd_jax.config import ModelConfig
-from lrd_jax.model import layers
+from lrd_jax.model import int8, layers
 
 
 class Block(nnx.Module):
@@ -71,9 +72,20 @@ def init_params(
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
-def abstract_params(cfg: ModelConfig, dtype: DTypeLike = jnp.float32) -> Params:
-    """Shapes and dtypes of the parameters, without making them."""
-    init = functools.partial(init_params, cfg, dtype=dtype)
+def abstract_params(
+    cfg: ModelConfig, dtype: DTypeLike = jnp.float32, quantization: str | None = None
+) -> Params:
+    """Shapes and dtypes of the parameters, without making them.
+
+    Args:
+        cfg: the model.
+        dtype: of the weights, those that int8 stands for included.
+        quantization: which matrices are in int8, one of `quantization.KINDS`.
+    """
+
+    def init(key: jax.Array) -> Params:
+        return int8.quantise_params(init_params(cfg, key, dtype), quantization)
+
     return jax.eval_shape(init, jax.random.key(0))
 
 

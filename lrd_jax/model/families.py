@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lrd_jax.base import Denoiser, KVCache, Params
 from lrd_jax.config import ModelConfig
 from lrd_jax.model import backbone, layers
+from lrd_jax.model.int8 import QTensor, unpack
 from lrd_jax.model.published import from_published as from_published
 from lrd_jax.model.published import to_published as to_published
 
@@ -36,7 +37,12 @@ def make_denoiser(cfg: ModelConfig, *, unroll: bool = False) -> Denoiser:
 
 
 def _embed(params: Params, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
-    return params["embed"][ids]
+    table = params["embed"]
+    if not isinstance(table, QTensor):
+        return table[ids]
+    rows, scale = table.int8[ids], table.scale[ids]
+    wide = layers.at_least_float32(scale.dtype)
+    return (rows.astype(wide) * scale[..., None].astype(wide)).astype(scale.dtype)
 
 
 def _hidden(
@@ -70,24 +76,30 @@ def _logits(
 ) -> Float[Array, "R V"]:
     head = params["embed"] if tied else params["head"]
     spec = "rd,vd->rv" if tied else "rd,dv->rv"
-    wide = layers.at_least_float32(head.dtype)
-    return jnp.einsum(
+    factor, scale = unpack(head)
+    logits = jnp.einsum(
         spec,
         hidden.astype(head.dtype),
-        head,
+        factor,
         precision=layers.precision_for(head.dtype),
-        preferred_element_type=wide,
-    ).astype(jnp.float32)
+        preferred_element_type=layers.at_least_float32(head.dtype),
+    )
+    if scale is not None:
+        logits = logits * scale[None]
+    return logits.astype(jnp.float32)
 
 
 def _expect(params: Params, probs: Float[Array, "R V"]) -> Float[Array, "R D"]:
     table = params["embed"]
+    factor, scale = unpack(table)
+    if scale is not None:  # Of the axis that is summed: it goes on the other factor.
+        probs = probs * scale[None].astype(probs.dtype)
     # Probabilities rounded to bfloat16 err by at most 2^-8 of the mean's magnitude, as
     # much as the rounding of the result to the model's own dtype.
     return jnp.einsum(
         "rv,vd->rd",
         probs.astype(table.dtype),
-        table,
+        factor,
         precision=layers.precision_for(table.dtype),
         preferred_element_type=layers.at_least_float32(table.dtype),
     ).astype(jnp.float32)

@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from lrd_jax.config import ModelConfig
+from lrd_jax.model.int8 import QTensor, unpack
 
 
 def at_least_float32(dtype: DTypeLike) -> np.dtype:
@@ -21,7 +22,9 @@ def precision_for(dtype: DTypeLike) -> jax.lax.Precision | None:
 
 
 def project(
-    x: Float[Array, "B n in_"], kernel: Float[Array, "_ _"], transposed: bool = False
+    x: Float[Array, "B n in_"],
+    kernel: Float[Array, "_ _"] | QTensor,
+    transposed: bool = False,
 ) -> Float[Array, "B n out"]:
     """`x @ kernel`, or `x @ kernel.T`, in the dtype of the weights.
 
@@ -30,7 +33,17 @@ def project(
     """
     flat = x.reshape(-1, x.shape[-1])
     axes = (((1,), (1 if transposed else 0,)), ((), ()))
-    out = jax.lax.dot_general(flat, kernel, axes, precision_for(kernel.dtype))
+    factor, scale = unpack(kernel)
+    out = jax.lax.dot_general(
+        flat,
+        factor,
+        axes,
+        precision_for(kernel.dtype),
+        # Rounded once, after the scale.
+        preferred_element_type=None if scale is None else scale.dtype,
+    )
+    if scale is not None:
+        out = (out * scale[None]).astype(x.dtype)
     return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
