@@ -15,6 +15,7 @@ import tyro
 from lrd_jax import builtin
 from lrd_jax.config import METHODS, MethodConfig
 from lrd_jax.errors import UserError
+from lrd_jax.quantization import kind_of
 from lrd_jax.settings import build, field_names, read_toml, unknown_name
 
 PROG = "python -m lrd_jax.generate"
@@ -52,6 +53,8 @@ class Flags(Generic[FieldsT]):
         raw: take prompts as they are, without the chat template.
         infill: fill the mask markers inside the prompt instead of continuing it.
         dtype: of the weights; by default as stored, and float32 on CPU.
+        quantize: int8 rounds all weights but the embedding table to int8.
+        quantize_embeddings: round the embedding table, too.
         timings: say on stderr how long starting, importing, loading, compiling and
             running took.
         decode: settings of the method.
@@ -74,6 +77,8 @@ class Flags(Generic[FieldsT]):
     dtype: Annotated[Literal["float32", "bfloat16"] | None, tyro.conf.DisallowNone] = (
         None
     )
+    quantize: Annotated[Literal["int8"] | None, tyro.conf.DisallowNone] = None
+    quantize_embeddings: Switch = False
     timings: Switch = False
     decode: FieldsT
 
@@ -93,6 +98,7 @@ class Request:
         raw: whether the chat template is left out.
         infill: whether mask markers in the prompt are filled.
         dtype: of the weights, or None for the default.
+        quantization: what to round to int8, one of `quantization.KINDS`, or None.
         timings: whether to tell where the time went.
     """
 
@@ -106,6 +112,7 @@ class Request:
     raw: bool
     infill: bool
     dtype: str | None
+    quantization: str | None
     timings: bool
 
 
@@ -153,6 +160,7 @@ def parse(argv: Sequence[str]) -> Request:
         raw=flags.raw,
         infill=flags.infill,
         dtype=flags.dtype,
+        quantization=kind_of(flags.quantize, flags.quantize_embeddings),
         timings=flags.timings,
     )
     _check_request(request)

@@ -19,6 +19,7 @@ from lrd_jax.evaluation.request import Request, parse
 from lrd_jax.evaluation.statistics import summarise
 from lrd_jax.evaluation.table import tables
 from lrd_jax.process import exit_code, leave, nonfinite_code, say
+from lrd_jax.quantization import kind_of
 from lrd_jax.runfile import RunFile
 from lrd_jax.settings import plain
 from lrd_jax.source import Source, open_checkpoint
@@ -32,7 +33,7 @@ META = ".jsonl.meta.json"  # What `RunFile` puts beside the records of a method.
 def main(
     argv: Sequence[str],
     *,
-    open_source: Callable[[str | None, str | None], Source] = open_checkpoint,
+    open_source: Callable[..., Source] = open_checkpoint,
     make_slots: Callable[..., Any] | None = None,
 ) -> int:
     """Runs the command and returns its exit code.
@@ -51,7 +52,7 @@ def main(
 
 def _run(
     request: Request,
-    open_source: Callable[[str | None, str | None], Source],
+    open_source: Callable[..., Source],
     make_slots: Callable[..., Any] | None,
 ) -> int:
     from lrd_jax.evaluation.problems import make_groups
@@ -59,7 +60,8 @@ def _run(
     flags = request.flags
     if request.baseline is None:
         say("no method is called `baseline`: the differences to it are left out.")
-    source = open_source(flags.ckpt, flags.dtype)
+    kind = kind_of(flags.quantize, flags.quantize_embeddings)
+    source = open_source(flags.ckpt, flags.dtype, kind)
     groups = make_groups(
         request.members,
         n=flags.n,

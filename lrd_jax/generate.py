@@ -25,7 +25,7 @@ from lrd_jax.timings import Timings
 def main(
     argv: Sequence[str],
     *,
-    open_source: Callable[[str | None, str | None], Source] = open_checkpoint,
+    open_source: Callable[..., Source] = open_checkpoint,
     make_slots: Callable[..., Any] | None = None,
 ) -> int:
     """Runs the command and returns its exit code.
@@ -56,7 +56,7 @@ def main(
 
 def _run(
     request: Request,
-    open_source: Callable[[str | None, str | None], Source],
+    open_source: Callable[..., Source],
     make_slots: Callable[..., Any] | None,
     timings: Timings,
 ) -> int:
@@ -67,7 +67,7 @@ def _run(
     with timings.phase("import"):
         _import_modules()
     with timings.phase("load"):
-        source = open_source(request.ckpt, request.dtype)
+        source = open_source(request.ckpt, request.dtype, request.quantization)
 
     from lrd_jax.batches import encode_job
 

@@ -15,7 +15,7 @@ class Source:
         config: `ModelConfig`.
         tokenizer: `Tokenizer`, or None.
         fingerprint: of the weights.
-        dtype: that the weights will have, or "stored".
+        dtype: that the weights will have, or "stored"; and what is rounded to int8.
         load: reads the weights: `()` -> (denoiser, params).
     """
 
@@ -26,13 +26,16 @@ class Source:
     load: Callable[[], tuple[Any, Any]]
 
 
-def open_checkpoint(path: str | None, dtype: str | None) -> Source:
+def open_checkpoint(
+    path: str | None, dtype: str | None, quantization: str | None = None
+) -> Source:
     """The source that the flags name.
 
     Args:
         path: directory of the checkpoint, or a built-in model's name; None for the
             default one.
         dtype: of the weights; None for `pretrained.load`'s choice.
+        quantization: what to round to int8, one of `quantization.KINDS`, or None.
 
     Raises:
         UserError: not a checkpoint.
@@ -40,6 +43,7 @@ def open_checkpoint(path: str | None, dtype: str | None) -> Source:
     import jax
 
     from lrd_jax import builtin, checkpoint, pretrained
+    from lrd_jax.quantization import KINDS
     from lrd_jax.tokenizer import Tokenizer
 
     folder = builtin.find(path)
@@ -48,13 +52,18 @@ def open_checkpoint(path: str | None, dtype: str | None) -> Source:
     platform = "float32" if jax.default_backend() == "cpu" else "stored"
 
     def load() -> tuple[Any, Any]:
-        model = pretrained.load(folder, dtype=dtype)
+        model = pretrained.load(
+            folder,
+            dtype=dtype,
+            quantize=None if quantization is None else "int8",
+            quantize_embeddings=quantization == KINDS[1],
+        )
         return model.denoiser, model.params
 
     return Source(
         config=config,
         tokenizer=Tokenizer.load(folder),
         fingerprint=checkpoint.read_fingerprint(folder),
-        dtype=dtype or platform,
+        dtype=", ".join(filter(None, (dtype or platform, quantization))),
         load=load,
     )

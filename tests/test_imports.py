@@ -14,7 +14,7 @@ import lrd_jax
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # In the order in which each may import those before it.
-FOUNDATION = ["lrd_jax.errors", "lrd_jax.settings", "lrd_jax.config", "lrd_jax.base"]
+FOUNDATION = ["lrd_jax.errors", "lrd_jax.settings", "lrd_jax.config", "lrd_jax.quantization", "lrd_jax.base"]
 # Slow to import (2 s), or not installed with the package.
 LAZY = ("transformers", "torch")
 

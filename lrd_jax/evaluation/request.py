@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from lrd_jax import figure
-from lrd_jax.cli import MAX_SEED, OptionalText
+from lrd_jax.cli import MAX_SEED, OptionalText, Switch
 from lrd_jax.errors import UserError
 from lrd_jax.evaluation.methods import (
     ALL,
@@ -21,6 +21,7 @@ from lrd_jax.evaluation.methods import (
     read_entries,
     swept,
 )
+from lrd_jax.quantization import kind_of
 from lrd_jax.tasks import Task, named
 
 
@@ -55,6 +56,8 @@ class Flags:
         batch_size: problems decoded together.
         seed: of the problems and of the random key.
         dtype: of the weights; by default as stored, and float32 on CPU.
+        quantize: int8 rounds all weights but the embedding table to int8.
+        quantize_embeddings: round the embedding table, too.
     """
 
     ckpt: Annotated[OptionalText, _shown("DIR")] = None
@@ -75,6 +78,8 @@ class Flags:
     dtype: Annotated[Literal["float32", "bfloat16"] | None, tyro.conf.DisallowNone] = (
         None
     )
+    quantize: Annotated[Literal["int8"] | None, tyro.conf.DisallowNone] = None
+    quantize_embeddings: Switch = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,6 +120,7 @@ def parse(argv: Sequence[str]) -> Request:
             raise UserError(f"`{flag}` must be at least 1, got {getattr(flags, name)}.")
     if not 0 <= flags.seed <= MAX_SEED:
         raise UserError(f"`--seed` must be in [0, {MAX_SEED}], got {flags.seed}.")
+    kind_of(flags.quantize, flags.quantize_embeddings)  # Raises where they clash.
     members = find_members(_names(flags.tasks, "--tasks"))
     sweep = None if flags.sweep is None else parse_sweep(flags.sweep)
     methods = _methods(flags, sweep)

@@ -9,6 +9,10 @@ Parameters are a plain dict, the layers of `blocks` stacked on a leading axis L:
     blocks.mlp.gate, .up [L, D, F]   .down [L, F, D], F the inner width of the MLP
 
 A matrix may be an `int8.QTensor` of that shape instead of an array.
+
+Inside a `jax.shard_map` they may be one device's part of V, of the heads A and K (or of
+A alone) and of F, see `lrd_jax.sharding`: shapes smaller than the config's say so, and
+what the parts give is then summed over the axis `model`.
 """
 
 from typing import Any
@@ -90,10 +94,11 @@ def abstract_params(
 
 
 def init_cache(
-    cfg: ModelConfig, batch: int, length: int, dtype: DTypeLike = jnp.float32
+    cfg: ModelConfig, params: Params, batch: int, length: int, dtype: DTypeLike
 ) -> KVCache:
-    """An empty cache of `length` slots a row."""
-    shape = (cfg.num_layers, batch, length, cfg.num_kv_heads, cfg.head_dim)
+    """An empty cache of `length` slots a row, for the heads whose weights are here."""
+    num_heads = params["blocks"]["attn"]["k"].shape[1] // cfg.head_dim
+    shape = (cfg.num_layers, batch, length, num_heads, cfg.head_dim)
     return KVCache(keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype))
 
 

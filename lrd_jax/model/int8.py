@@ -14,9 +14,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.sharding import NamedSharding, Sharding
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int8
+from jaxtyping import Array, Float, Int, Int8
 
 from lrd_jax.base import Params
 from lrd_jax.quantization import KINDS
@@ -47,9 +48,16 @@ class QTensor:
         return self.int8.shape
 
     @property
+    def size(self) -> int:
+        return self.int8.size
+
+    @property
     def dtype(self) -> np.dtype:
         """Of the weights that these stand for."""
         return self.scale.dtype
+
+    def __len__(self) -> int:
+        return len(self.int8)
 
     def __getitem__(self, index: object) -> "QTensor":
         """`[...]`, the only index that a parameter is read with."""
@@ -73,6 +81,15 @@ def unpack(weights: Weights) -> tuple[Array, Array | None]:
         return weights, None
     wide = np.promote_types(weights.dtype, np.float32)
     return weights.int8.astype(weights.dtype), weights.scale.astype(wide)
+
+
+def rows_of(table: Weights, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
+    """Rows of an embedding table, in the dtype that it stands for."""
+    if not isinstance(table, QTensor):
+        return table[ids]
+    wide = np.promote_types(table.dtype, np.float32)
+    scale = table.scale[ids][..., None].astype(wide)
+    return (table.int8[ids].astype(wide) * scale).astype(table.dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("out_axis", "dtype"))
@@ -123,11 +140,32 @@ def quantise_params(params: Params, kind: str | None) -> Params:
     return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_qtensor)
 
 
+def quantise_specs(specs: Params, kind: str | None) -> Params:
+    """How the parts of each `QTensor` are split, from how its matrix is."""
+
+    def one(path: tuple[jax.tree_util.DictKey, ...], spec: P) -> P | QTensor:
+        names = tuple(str(key.key) for key in path)
+        axis = out_axis(names, kind)
+        if axis is None:
+            return spec
+        ndim = 3 if names[0] == "blocks" else 2
+        return QTensor(int8=spec, scale=_scale_spec(spec, ndim, axis))
+
+    return jax.tree_util.tree_map_with_path(
+        one, specs, is_leaf=lambda leaf: isinstance(leaf, P)
+    )
+
+
 def shard_like(sharding: Sharding, ndim: int, out_axis: int) -> QTensor:
     """The shardings of a `QTensor` whose int8 has `sharding`: the scale follows it."""
-    if not isinstance(sharding, NamedSharding):
-        return QTensor(int8=sharding, scale=sharding)
-    spec = [*sharding.spec, *[None] * (ndim - len(sharding.spec))]
-    del spec[_in_axis(out_axis)]
-    scale = NamedSharding(sharding.mesh, PartitionSpec(*spec))
+    scale = sharding
+    if isinstance(sharding, NamedSharding):
+        spec = _scale_spec(sharding.spec, ndim, out_axis)
+        scale = NamedSharding(sharding.mesh, spec)
     return QTensor(int8=sharding, scale=scale)
+
+
+def _scale_spec(spec: P, ndim: int, out_axis: int) -> P:
+    parts = [*spec, *[None] * (ndim - len(spec))]
+    del parts[_in_axis(out_axis)]
+    return P(*parts)
