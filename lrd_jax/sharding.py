@@ -88,11 +88,11 @@ def specs(config: ModelConfig, model: int, quantization: str | None = None) -> A
         A pytree of `PartitionSpec` like the parameters; P() for a leaf that every
         device has whole, see `whole_parts`.
     """
-    divides = _divides(config, model)
+    split_by = divides(config, model)
 
     def spec(path: Any, leaf: Any) -> P:
         axis, by = _RULES[path[-1].key]
-        if axis is None or not divides[by]:
+        if axis is None or not split_by[by]:
             return P()
         return P(*[None] * axis, MODEL)
 
@@ -109,7 +109,8 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> Any:
     )
 
 
-def _divides(config: ModelConfig, model: int) -> dict[str, bool]:
+def divides(config: ModelConfig, model: int) -> dict[str, bool]:
+    """Which parts of the model are split over that many devices."""
     heads = config.num_heads % model == 0
     return {
         "vocab": config.vocab_size % model == 0,
@@ -125,19 +126,19 @@ def whole_parts(config: ModelConfig, model: int) -> list[str]:
 
     Norms are always whole and not mentioned.
     """
-    divides = _divides(config, model)
+    split_by = divides(config, model)
     kinds = {
         "vocab": (config.vocab_size, "ids", "embeddings and head"),
         "heads": (config.num_heads, "heads", "attention"),
         "kv_heads": (config.num_kv_heads, "key/value heads", "keys and values"),
         "mlp": (config.mlp_dim, "columns", "MLP"),
     }
-    if not divides["heads"]:
+    if not split_by["heads"]:
         del kinds["kv_heads"]  # Said already.
     return [
         f"{part}: {count} {unit} do not divide by model={model}"
         for kind, (count, unit, part) in kinds.items()
-        if not divides[kind]
+        if not split_by[kind]
     ]
 
 
@@ -157,7 +158,7 @@ def weight_bytes(
 def choose_mesh(
     config: ModelConfig, dtype: DTypeLike, devices: int, memory: int | None
 ) -> tuple[MeshShape, str]:
-    """All devices on `data` if the weights fit one, else the smallest `model` that fits.
+    """All devices on `data` if the weights fit one, else on the smallest `model`.
 
     A `model` that heads divide by goes first: else every device computes all of the
     attention. Dream has 28 heads and 4 key/value heads.
@@ -191,7 +192,7 @@ def choose_mesh(
             "GiB: use more devices or `--dtype bfloat16`, or force a split with "
             "`--mesh`."
         )
-    model = min(fitting, key=lambda m: (not _divides(config, m)["heads"], m))
+    model = min(fitting, key=lambda m: (not divides(config, m)["heads"], m))
     why = (
         f"weights take {sizes[model] / GIB:.1f} GiB of a device's {memory / GIB:.1f}"
         + (f", whole they would take {sizes[1] / GIB:.1f}" if model > 1 else "")
