@@ -93,7 +93,9 @@ def test_the_model_is_that_of_the_rounded_weights(cfg, kind):
         hidden, cache = denoiser.hidden(params, embeds, positions, mask, cache)
         logits = denoiser.logits(params, hidden.reshape(14, -1))
         probs = jax.nn.softmax(logits, axis=-1)
-        few = denoiser.expect(params, probs[:, :3], ids.reshape(14, 1) + jnp.arange(3))
+        few = denoiser.expect(
+            params, probs[:, :3], ids.reshape(14, 1) + jnp.arange(3)[None]
+        )
         return embeds, logits, denoiser.expect(params, probs), few, cache.keys
 
     want = run(dequantised(rounded))

@@ -107,7 +107,7 @@ def quantise(
     wide = weights.astype(np.promote_types(weights.dtype, np.float32))
     largest = jnp.max(jnp.abs(wide), axis=_in_axis(out_axis))
     # A channel of zeros has a scale, too.
-    least = jnp.finfo(dtype).tiny
+    least = float(jnp.finfo(dtype).tiny)
     scale = jnp.maximum(largest / LARGEST, least).astype(dtype)
     # By the scale as it is kept: its own rounding then costs nothing.
     counts = wide / jnp.expand_dims(scale.astype(wide.dtype), _in_axis(out_axis))
