@@ -12,12 +12,14 @@ from test_checkpoint import CFG, assert_trees_equal
 from test_convert import GOLDEN
 
 from convert.__main__ import main as convert
-from lrd_jax import checkpoint, cli, pretrained, sharding
+from lrd_jax import checkpoint, cli, evaluate, generate, pretrained, sharding
 from lrd_jax.errors import UserError
 from lrd_jax.evaluation import request
+from lrd_jax.mesh_shape import MeshShape
 from lrd_jax.model import backbone, families, int8, layers
 from lrd_jax.quantization import KINDS, join, kind_of
 from lrd_jax.shapes import SHAPES
+from lrd_jax.source import open_checkpoint
 from lrd_jax.training import start
 
 TIED = dataclasses.replace(CFG, family="llada", tie_embeddings=True, qkv_bias=False)
@@ -166,6 +168,36 @@ def test_what_is_loaded_in_int8(saved, params, kind):
         saved, quantize="int8", quantize_embeddings=kind == KINDS[1]
     )
     assert_trees_equal(model.params, int8.quantise_params(params, kind))
+
+
+def test_it_is_rounded_where_it_lies(saved, params):
+    """A matrix's sharding is enough: its scale goes along."""
+    mesh = sharding.make_mesh(MeshShape(1, 1), jax.devices()[:1])
+    shardings = sharding.param_shardings(CFG, mesh)
+    got = checkpoint.restore(saved, shardings=shardings, quantization=KINDS[1])
+    assert_trees_equal(got, int8.quantise_params(params, KINDS[1]))
+    assert got["head"].scale.sharding.spec == P("model")
+    assert got["blocks"]["mlp"]["down"].scale.sharding.spec == P(None, None)
+
+
+def test_the_commands_ask_for_it(saved):
+    asked = []
+
+    def spy(*args):
+        asked.append(args)
+        raise UserError("enough")
+
+    for main, argv in (
+        (generate.main, ["--prompt", "a"]),
+        (evaluate.main, ["--methods", "baseline", "--n", "1"]),
+    ):
+        assert main([*argv, "--quantize", "int8"], open_source=spy) == 2
+        assert asked.pop() == (None, None, "int8")
+    source = open_checkpoint(str(saved), None, KINDS[0])
+    assert source.dtype == "float32, int8"  # Results in files depend on it.
+    _, params = source.load()
+    assert int8.is_qtensor(params["head"])
+    assert not int8.is_qtensor(params["embed"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
