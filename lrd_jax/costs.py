@@ -185,7 +185,7 @@ def temporary_bytes(job: Job) -> int:
     qkv = 2 * rows * (part["heads"] + 2 * part["kv_heads"]) * m.head_dim
     attention = qkv + 4 * part["heads"] * pairs
     layer = 2 * rows * m.d_model + max(attention, 2 * 2 * rows * part["mlp"])
-    tile = min(job.batch * job.window, tile_rows(part["vocab"]))
+    tile = min(job.batch * job.window, tile_rows(m.vocab_size))
     belief = TILE_ARRAYS * 2 * tile * part["vocab"] * 4
     return state + lane + max(layer, belief)
 
@@ -218,7 +218,7 @@ def traffic_bytes(job: Job) -> int:
     head = size("embed" if m.tie_embeddings else "head")
     table = 0 if m.tie_embeddings else size("embed")
     rows = job.batch * job.window
-    tiles = math.ceil(rows / tile_rows(part["vocab"]))
+    tiles = math.ceil(rows / tile_rows(m.vocab_size))
     pairs = job.batch * _window_rows(job) * job.length
     scores = 2 * 4 * m.num_layers * part["heads"] * pairs
     logits = 2 * 4 * 2 * rows * part["vocab"]
