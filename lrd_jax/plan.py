@@ -231,16 +231,17 @@ def _speed(request: Request, job: Any, found: Any, data: int) -> Iterator[str]:
     }
     slower = max(bound, key=bound.__getitem__)
     rate = flags.batch_size * flags.tokens_per_forward / seconds
-    yield _line(
-        "FLOPs", f"{found.flops / 1e12:.2f} T a forward and device", "counted on jaxpr"
-    )
+    counted = "counted on jaxpr"
+    if job.cfg.cache != "none":
+        counted += ": a turn in which some rows run in full and others their window"
+    yield _line("FLOPs", f"{found.flops / 1e12:.2f} T a forward and device", counted)
     yield _line(
         "traffic", f"{found.traffic / GIB:.2f} GiB a forward and device", "formula"
     )
     yield _line(
         "collectives",
         f"{crossing.count} a forward, {size:.1f} MiB of results",
-        "counted on jaxpr",
+        counted,
     )
     yield _line(
         "roofline",
