@@ -20,12 +20,12 @@ class Collectives(NamedTuple):
     """How many there are, and the bytes that all of them give on one device.
 
     Attributes:
-        count: of all-reduces and all-gathers.
+        number: of all-reduces and all-gathers.
         reduced: bytes of the results of reductions.
         gathered: bytes of the results of gathers.
     """
 
-    count: int = 0
+    number: int = 0
     reduced: int = 0
     gathered: int = 0
 

@@ -240,7 +240,7 @@ def _speed(request: Request, job: Any, found: Any, data: int) -> Iterator[str]:
     )
     yield _line(
         "collectives",
-        f"{crossing.count} a forward, {size:.1f} MiB of results",
+        f"{crossing.number} a forward, {size:.1f} MiB of results",
         counted,
     )
     yield _line(

@@ -72,7 +72,7 @@ def test_a_split_shares_the_work_and_pays_in_collectives():
     # Each layer sums the parts of attention and MLP, [B, T, D] in bfloat16.
     hidden = 2 * SMALL.num_layers * 2 * 128 * SMALL.d_model * 2
     assert half.collectives.reduced >= hidden
-    assert half.collectives.count > 2 * SMALL.num_layers
+    assert half.collectives.number > 2 * SMALL.num_layers
     # Nothing of size V crosses.
     assert half.collectives.gathered < 2 * 64 * SMALL.vocab_size * 4
 
