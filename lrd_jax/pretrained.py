@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from lrd_jax import builtin, checkpoint
+from lrd_jax import builtin, checkpoint, sharding
 from lrd_jax.base import Denoiser, Params
 from lrd_jax.config import ModelConfig
 from lrd_jax.errors import UserError
@@ -70,6 +71,7 @@ def load(
     *,
     dtype: DTypeLike | None = None,
     shardings: Any = None,
+    mesh: Mesh | None = None,
 ) -> Model:
     """Loads a checkpoint that `python -m convert` made, or a built-in one.
 
@@ -81,17 +83,23 @@ def load(
             float32 on CPU, where bfloat16 is slower and less exact.
         shardings: where the weights go, see `checkpoint.restore`; None for the default
             device.
+        mesh: devices to split the weights over instead, by `sharding.specs`.
 
     Raises:
+        ValueError: both `shardings` and `mesh` are given.
         UserError: no such checkpoint, a damaged one, or a Hugging Face directory (the
             message gives the command that converts it).
     """
+    if shardings is not None and mesh is not None:
+        raise ValueError("give `shardings` or `mesh`, not both.")
     path = builtin.find(path_or_name)
     config = checkpoint.read_config(path)
     # Before the weights, which take their time.
     tokenizer = Tokenizer.load(path)
     if dtype is None and jax.default_backend() == "cpu":
         dtype = jnp.float32
+    if mesh is not None:
+        shardings = sharding.param_shardings(config, mesh)
     params = checkpoint.restore(path, dtype=dtype, shardings=shardings)
     return Model(params, families.make_denoiser(config), config, tokenizer)
 

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from lrd_jax.base import DATA, MODEL, Params, row_keys
+from lrd_jax.base import DATA, MODEL, REPLICATED, Params, row_keys
 from lrd_jax.config import ModelConfig
 from lrd_jax.errors import UserError
 from lrd_jax.mesh_shape import MeshShape
@@ -80,15 +80,15 @@ def specs(config: ModelConfig, model: int) -> Any:
     """How every parameter is split over an axis `model` of that many devices.
 
     Returns:
-        A pytree of `PartitionSpec` like the parameters; P() for a leaf that every
-        device has whole, see `whole_parts`.
+        A pytree of `PartitionSpec` like the parameters; `REPLICATED` for a leaf that
+        every device has whole, see `whole_parts`.
     """
     divides = _divides(config, model)
 
     def spec(path: Any, leaf: Any) -> P:
         axis, by = _RULES[path[-1].key]
         if axis is None or not divides[by]:
-            return P()
+            return REPLICATED
         return P(*[None] * axis, MODEL)
 
     return jax.tree_util.tree_map_with_path(spec, backbone.abstract_params(config))
@@ -148,7 +148,7 @@ def weight_bytes(config: ModelConfig, dtype: DTypeLike, model: int) -> int:
 def choose_mesh(
     config: ModelConfig, dtype: DTypeLike, devices: int, memory: int | None
 ) -> tuple[MeshShape, str]:
-    """All devices on `data` if the weights fit one, else the smallest `model` that fits.
+    """All devices on `data` if the weights fit one, else the least `model` that fits.
 
     A `model` that heads divide by goes first: else every device computes all of the
     attention. Dream has 28 heads and 4 key/value heads.
@@ -202,9 +202,10 @@ def open_mesh(
     Raises:
         UserError: as for `make_mesh` and `choose_mesh`.
     """
-    why = "as asked"
-    if shape is None:
-        devices = jax.devices()
+    devices, why = jax.devices(), "as asked"
+    if shape is None and len(devices) == 1:
+        shape, why = MeshShape(1, 1), "there is one device"
+    elif shape is None:
         memory = (devices[0].memory_stats() or {}).get("bytes_limit")
         shape, why = choose_mesh(config, dtype, len(devices), memory)
     mesh = make_mesh(shape)
@@ -214,7 +215,7 @@ def open_mesh(
 
 
 def batch_decode(
-    decode_fn: Callable[..., Any], mesh: Mesh, param_specs: Any = P()
+    decode_fn: Callable[..., Any], mesh: Mesh, param_specs: Any = REPLICATED
 ) -> Callable[..., Any]:
     """`decode_fn` with the rows of a batch spread over `data`.
 
@@ -224,8 +225,7 @@ def batch_decode(
     Args:
         decode_fn: from `make_decode_fn`.
         mesh: from `make_mesh`.
-        param_specs: `specs(config, model)` where the parameters are split; P() where
-            each device has them whole.
+        param_specs: `specs(config, model)` where the parameters are split.
 
     Returns:
         A function like `decode_fn`, jitted, with the same result. Rows that do not

@@ -15,15 +15,15 @@ class Source:
         config: `ModelConfig`.
         tokenizer: `Tokenizer`, or None.
         fingerprint: of the weights.
-        dtype: that the weights will have, or "stored".
-        load: reads the weights: `()` -> (denoiser, params).
+        dtype: that the weights will have.
+        load: reads the weights: `(mesh=None)` -> (denoiser, params).
     """
 
     config: Any
     tokenizer: Any
     fingerprint: str
     dtype: str
-    load: Callable[[], tuple[Any, Any]]
+    load: Callable[..., tuple[Any, Any]]
 
 
 def open_checkpoint(path: str | None, dtype: str | None) -> Source:
@@ -45,10 +45,11 @@ def open_checkpoint(path: str | None, dtype: str | None) -> Source:
     folder = builtin.find(path)
     config = checkpoint.read_config(folder)
     # What `pretrained.load` makes of None.
-    platform = "float32" if jax.default_backend() == "cpu" else "stored"
+    on_cpu = jax.default_backend() == "cpu"
+    platform = "float32" if on_cpu else checkpoint.read_dtype(folder)
 
-    def load() -> tuple[Any, Any]:
-        model = pretrained.load(folder, dtype=dtype)
+    def load(mesh: Any = None) -> tuple[Any, Any]:
+        model = pretrained.load(folder, dtype=dtype, mesh=mesh)
         return model.denoiser, model.params
 
     return Source(
