@@ -21,7 +21,7 @@ from jaxtyping import Array
 from lrd_jax.base import DATA, MODEL, REPLICATED, Params, row_keys
 from lrd_jax.config import ModelConfig
 from lrd_jax.errors import UserError
-from lrd_jax.mesh_shape import MeshShape
+from lrd_jax.mesh_shape import MeshShape as MeshShape
 from lrd_jax.mesh_shape import parse_mesh as parse_mesh
 from lrd_jax.model import backbone
 
