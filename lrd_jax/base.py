@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from lrd_jax.errors import UserError as UserError
@@ -27,6 +28,7 @@ Params = Any  # A pytree of arrays; its structure is the model's own business.
 
 # Axes of a mesh: rows of a batch, and parts of one copy of the weights.
 DATA, MODEL = "data", "model"
+REPLICATED = PartitionSpec()  # Each device has all of it.
 
 
 @typing.no_type_check  # Else the test-time shape checker also stops `jax.eval_shape`.

@@ -15,6 +15,7 @@ import tyro
 from lrd_jax import builtin
 from lrd_jax.config import METHODS, MethodConfig
 from lrd_jax.errors import UserError
+from lrd_jax.mesh_shape import parse_mesh
 from lrd_jax.quantization import kind_of
 from lrd_jax.settings import build, field_names, read_toml, unknown_name
 
@@ -30,6 +31,9 @@ Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 def _shown(metavar: str) -> Any:
     return tyro.conf.arg(metavar=metavar)
+
+
+MeshFlag = Annotated[OptionalText, _shown("data=N,model=N|auto")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,9 @@ class Flags(Generic[FieldsT]):
         dtype: of the weights; by default as stored, and float32 on CPU.
         quantize: int8 rounds all weights but the embedding table to int8.
         quantize_embeddings: round the embedding table, too.
+        mesh: devices to decode on, as `data=4,model=2`: rows are spread over the first,
+            one copy of the weights is split over the second. By default all devices,
+            with as small a `model` as the weights allow; `auto` also says why.
         timings: say on stderr how long starting, importing, loading, compiling and
             running took.
         decode: settings of the method.
@@ -79,6 +86,7 @@ class Flags(Generic[FieldsT]):
     )
     quantize: Annotated[Literal["int8"] | None, tyro.conf.DisallowNone] = None
     quantize_embeddings: Switch = False
+    mesh: MeshFlag = None
     timings: Switch = False
     decode: FieldsT
 
@@ -99,6 +107,7 @@ class Request:
         infill: whether mask markers in the prompt are filled.
         dtype: of the weights, or None for the default.
         quantization: what to round to int8, one of `quantization.KINDS`, or None.
+        mesh: as typed, and well-formed; None for the default.
         timings: whether to tell where the time went.
     """
 
@@ -113,6 +122,7 @@ class Request:
     infill: bool
     dtype: str | None
     quantization: str | None
+    mesh: str | None
     timings: bool
 
 
@@ -161,6 +171,7 @@ def parse(argv: Sequence[str]) -> Request:
         infill=flags.infill,
         dtype=flags.dtype,
         quantization=kind_of(flags.quantize, flags.quantize_embeddings),
+        mesh=flags.mesh,
         timings=flags.timings,
     )
     _check_request(request)
@@ -176,6 +187,8 @@ def _check_request(request: Request) -> None:
         raise UserError(f"`--batch-size` must be at least 1, got {request.batch_size}.")
     if not 0 <= request.seed <= MAX_SEED:
         raise UserError(f"`--seed` must be in [0, {MAX_SEED}], got {request.seed}.")
+    if request.mesh is not None:
+        parse_mesh(request.mesh)
 
 
 def last_value(argv: Sequence[str], flag: str) -> str | None:

@@ -4,6 +4,7 @@ Exit codes: those of `lrd_jax.generate`.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -55,6 +56,7 @@ def _run(
     open_source: Callable[..., Source],
     make_slots: Callable[..., Any] | None,
 ) -> int:
+    from lrd_jax import devices
     from lrd_jax.evaluation.problems import make_groups
 
     flags = request.flags
@@ -62,6 +64,8 @@ def _run(
         say("no method is called `baseline`: the differences to it are left out.")
     kind = kind_of(flags.quantize, flags.quantize_embeddings)
     source = open_source(flags.ckpt, flags.dtype, kind)
+    mesh = devices.open_mesh(flags.mesh, source)
+    place = functools.partial(devices.place, source, mesh, make_slots)
     groups = make_groups(
         request.members,
         n=flags.n,
@@ -70,8 +74,8 @@ def _run(
         gen_length=flags.gen_length,
         source=source,
     )
-    settings = _settings(request, source, groups)
-    records = _measure_all(request, source, groups, settings, make_slots)
+    settings = _settings(request, source, groups, mesh)
+    records = _measure_all(request, source, groups, settings, place)
     report = make_report(request, settings, groups, records)
     text = tables(report)
     if flags.output is not None:
@@ -98,16 +102,14 @@ def _measure_all(
     source: Source,
     groups: Sequence[Any],
     settings: dict[str, Any],
-    make_slots: Callable[..., Any] | None,
+    place: Callable[[], Any],
 ) -> dict[str, list[Any]]:
     """The records of each method; those that an earlier run has left are kept."""
     from lrd_jax.evaluation.run import Runner
 
     flags = request.flags
     ids = [problem.row.id for group in groups for problem in group.problems]
-    runner = Runner(
-        source, groups, make_slots or _real_slots(), flags.batch_size, flags.seed
-    )
+    runner = Runner(source, groups, place, flags.batch_size, flags.seed)
     if flags.output is None:
         return {method.name: runner.run(method) for method in request.methods}
     folder = pathlib.Path(flags.output)
@@ -125,12 +127,6 @@ def _measure_all(
             for method in request.methods
         }
         return {m.name: runner.run(m, files[m.name]) for m in request.methods}
-
-
-def _real_slots() -> Callable[..., Any]:
-    from lrd_jax.decode.slots import make_slots
-
-    return make_slots
 
 
 def _check_folder(folder: pathlib.Path) -> None:
@@ -151,7 +147,7 @@ def _check_folder(folder: pathlib.Path) -> None:
 
 
 def _settings(
-    request: Request, source: Source, groups: Sequence[Any]
+    request: Request, source: Source, groups: Sequence[Any], mesh: Any
 ) -> dict[str, Any]:
     """What the records of all methods depend on, flat."""
     import importlib.metadata
@@ -166,12 +162,14 @@ def _settings(
         "lrd_jax": importlib.metadata.version("lrd_jax"),
         "checkpoint": source.fingerprint,
         "dtype": source.dtype,
+        "quantization": source.quantization,
         "tasks": list(request.members),
         "n": flags.n,
         "split": flags.split,
         "seed": flags.seed,
         # The answers do not depend on it, but the seconds do.
         "batch_size": flags.batch_size,
+        "mesh": {} if mesh is None else dict(mesh.shape),
         "problems_sha256": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
     }
 

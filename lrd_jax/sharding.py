@@ -18,10 +18,10 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from lrd_jax.base import DATA, MODEL, Params, row_keys
+from lrd_jax.base import DATA, MODEL, REPLICATED, Params, row_keys
 from lrd_jax.config import ModelConfig
 from lrd_jax.errors import UserError
-from lrd_jax.mesh_shape import MeshShape
+from lrd_jax.mesh_shape import MeshShape as MeshShape
 from lrd_jax.mesh_shape import parse_mesh as parse_mesh
 from lrd_jax.model import backbone, int8
 
@@ -85,15 +85,15 @@ def specs(config: ModelConfig, model: int, quantization: str | None = None) -> A
         quantization: what is in int8, as for `backbone.abstract_params`.
 
     Returns:
-        A pytree of `PartitionSpec` like the parameters; P() for a leaf that every
-        device has whole, see `whole_parts`.
+        A pytree of `PartitionSpec` like the parameters; `REPLICATED` for a leaf that
+        every device has whole, see `whole_parts`.
     """
     split_by = divides(config, model)
 
     def spec(path: Any, leaf: Any) -> P:
         axis, by = _RULES[path[-1].key]
         if axis is None or not split_by[by]:
-            return P()
+            return REPLICATED
         return P(*[None] * axis, MODEL)
 
     whole = jax.tree_util.tree_map_with_path(spec, backbone.abstract_params(config))
@@ -156,9 +156,13 @@ def weight_bytes(
 
 
 def choose_mesh(
-    config: ModelConfig, dtype: DTypeLike, devices: int, memory: int | None
+    config: ModelConfig,
+    dtype: DTypeLike,
+    devices: int,
+    memory: int | None,
+    quantization: str | None = None,
 ) -> tuple[MeshShape, str]:
-    """All devices on `data` if the weights fit one, else on the smallest `model`.
+    """All devices on `data` if the weights fit one, else the least `model` that fits.
 
     A `model` that heads divide by goes first: else every device computes all of the
     attention. Dream has 28 heads and 4 key/value heads.
@@ -168,6 +172,7 @@ def choose_mesh(
         dtype: of the weights.
         devices: how many there are.
         memory: bytes of each; None where they share the host's, as on CPU.
+        quantization: what is in int8, as for `specs`.
 
     Returns:
         The shape, and why.
@@ -179,7 +184,7 @@ def choose_mesh(
         return MeshShape(devices, 1), "the devices share the memory of the host"
     room = WEIGHTS_SHARE * memory
     sizes = {
-        model: weight_bytes(config, dtype, model)
+        model: weight_bytes(config, dtype, model, quantization)
         for model in range(1, devices + 1)
         if devices % model == 0
     }
@@ -189,7 +194,7 @@ def choose_mesh(
         raise UserError(
             f"the weights take {sizes[best] / GIB:.1f} GiB a device even when split "
             f"over {best}, more than {WEIGHTS_SHARE:.0%} of its {memory / GIB:.1f} "
-            "GiB: use more devices or `--dtype bfloat16`, or force a split with "
+            "GiB: use more devices, `--dtype bfloat16` or `--quantize int8`, or force a split with "
             "`--mesh`."
         )
     model = min(fitting, key=lambda m: (not divides(config, m)["heads"], m))
@@ -201,7 +206,10 @@ def choose_mesh(
 
 
 def open_mesh(
-    shape: MeshShape | None, config: ModelConfig, dtype: DTypeLike
+    shape: MeshShape | None,
+    config: ModelConfig,
+    dtype: DTypeLike,
+    quantization: str | None = None,
 ) -> tuple[Mesh | None, str]:
     """The mesh that a command asks for, or the one that `choose_mesh` chooses.
 
@@ -212,11 +220,12 @@ def open_mesh(
     Raises:
         UserError: as for `make_mesh` and `choose_mesh`.
     """
-    why = "as asked"
-    if shape is None:
-        devices = jax.devices()
+    devices, why = jax.devices(), "as asked"
+    if shape is None and len(devices) == 1:
+        shape, why = MeshShape(1, 1), "there is one device"
+    elif shape is None:
         memory = (devices[0].memory_stats() or {}).get("bytes_limit")
-        shape, why = choose_mesh(config, dtype, len(devices), memory)
+        shape, why = choose_mesh(config, dtype, len(devices), memory, quantization)
     mesh = make_mesh(shape)
     chosen = MeshShape(mesh.shape[DATA], mesh.shape[MODEL])
     line = f"mesh {chosen}: " + "; ".join([why, *whole_parts(config, chosen.model)])
@@ -224,7 +233,7 @@ def open_mesh(
 
 
 def batch_decode(
-    decode_fn: Callable[..., Any], mesh: Mesh, param_specs: Any = P()
+    decode_fn: Callable[..., Any], mesh: Mesh, param_specs: Any = REPLICATED
 ) -> Callable[..., Any]:
     """`decode_fn` with the rows of a batch spread over `data`.
 
@@ -234,8 +243,7 @@ def batch_decode(
     Args:
         decode_fn: from `make_decode_fn`.
         mesh: from `make_mesh`.
-        param_specs: `specs(config, model)` where the parameters are split; P() where
-            each device has them whole.
+        param_specs: `specs(config, model)` where the parameters are split.
 
     Returns:
         A function like `decode_fn`, jitted, with the same result. Rows that do not

@@ -15,15 +15,17 @@ class Source:
         config: `ModelConfig`.
         tokenizer: `Tokenizer`, or None.
         fingerprint: of the weights.
-        dtype: that the weights will have, or "stored"; and what is rounded to int8.
-        load: reads the weights: `()` -> (denoiser, params).
+        dtype: that the weights will have.
+        quantization: which of them will be in int8, one of `quantization.KINDS`.
+        load: reads the weights: `(mesh=None)` -> (denoiser, params).
     """
 
     config: Any
     tokenizer: Any
     fingerprint: str
     dtype: str
-    load: Callable[[], tuple[Any, Any]]
+    load: Callable[..., tuple[Any, Any]]
+    quantization: str | None = None
 
 
 def open_checkpoint(
@@ -43,18 +45,20 @@ def open_checkpoint(
     import jax
 
     from lrd_jax import builtin, checkpoint, pretrained
-    from lrd_jax.quantization import KINDS
+    from lrd_jax.quantization import KINDS, join
     from lrd_jax.tokenizer import Tokenizer
 
     folder = builtin.find(path)
     config = checkpoint.read_config(folder)
     # What `pretrained.load` makes of None.
-    platform = "float32" if jax.default_backend() == "cpu" else "stored"
+    on_cpu = jax.default_backend() == "cpu"
+    platform = "float32" if on_cpu else checkpoint.read_dtype(folder)
 
-    def load() -> tuple[Any, Any]:
+    def load(mesh: Any = None) -> tuple[Any, Any]:
         model = pretrained.load(
             folder,
             dtype=dtype,
+            mesh=mesh,
             quantize=None if quantization is None else "int8",
             quantize_embeddings=quantization == KINDS[1],
         )
@@ -64,6 +68,7 @@ def open_checkpoint(
         config=config,
         tokenizer=Tokenizer.load(folder),
         fingerprint=checkpoint.read_fingerprint(folder),
-        dtype=", ".join(filter(None, (dtype or platform, quantization))),
+        dtype=dtype or platform,
         load=load,
+        quantization=join(checkpoint.read_quantization(folder), quantization),
     )

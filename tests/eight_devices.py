@@ -3,18 +3,25 @@
 Run by `test_sharding.py`; prints one JSON line, the traceback of each check, or null.
 """
 
+import contextlib
 import dataclasses
 import functools
+import io
 import json
+import pathlib
 import re
+import tempfile
 import traceback
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import PartitionSpec as P
+from toy_evaluate import TOYS
+from toy_run import toy_config, toy_source
 
-from lrd_jax import sharding
+from lrd_jax import checkpoint, evaluate, generate, sharding, tasks
 from lrd_jax.config import (
     BaselineConfig,
     DecodeConfig,
@@ -23,6 +30,7 @@ from lrd_jax.config import (
     ModelConfig,
 )
 from lrd_jax.decode.loop import make_decode_fn
+from lrd_jax.decode.nucleus import FEW
 from lrd_jax.mesh_shape import MeshShape
 from lrd_jax.model import backbone, families
 
@@ -55,12 +63,13 @@ ODD = dataclasses.replace(ODD, vocab_size=569)
 # Over 8 devices its vocabulary and its MLP are split, its attention is not.
 WIDE = dataclasses.replace(DREAM, num_heads=6, num_kv_heads=2)
 
+TOP_K = 30
 SHARED = dict(gen_length=8, block_length=4)
 LRD = DecodeConfig(
     **SHARED, r_f=0.4, tau_refine=0.01, tau_decode=0.2, max_refine_steps=4
 )
 SAMPLED = dataclasses.replace(
-    LRD, temperature=0.7, sample_top_p=0.8, sample_top_k=30, commit_order="margin"
+    LRD, temperature=0.7, sample_top_p=0.8, sample_top_k=TOP_K, commit_order="margin"
 )
 METHODS = {
     "lrd": LRD,
@@ -71,7 +80,7 @@ METHODS = {
     "llada": LladaConfig(**SHARED, steps=8, temperature=0.5, logits_eos_inf=True),
     "dream": DreamConfig(gen_length=8, steps=6, alg="topk_margin", temperature=0.3),
 }
-DATA, MODEL, BOTH = (MeshShape(8, 1), MeshShape(1, 8), MeshShape(4, 2))
+DATA, MODEL, BOTH = MESHES = (MeshShape(8, 1), MeshShape(1, 8), MeshShape(4, 2))
 EXACT = ("tokens", "committed", "num_forwards", "num_full_forwards", "commit_step")
 EXACT += ("stop_reason", "phase")
 KEY = jax.random.key(4)
@@ -121,8 +130,13 @@ def assert_same(got, want):
 
 
 def same_tokens(cfg, method, shape, batch=8):
+    """Spread over a mesh as on one device; and no more crosses between than has to."""
     decode, params = spread(cfg, method, shape)
-    got = jax.device_get(decode(params, *prompts(batch), KEY))
+    inputs = (params, *prompts(batch), KEY)
+    compiled = jax.jit(decode).lower(*inputs).compile()
+    if batch % shape.data == 0:  # Else rows are padded and cut off, across devices.
+        check_collectives(collectives(compiled.as_text()), cfg, shape)
+    got = jax.device_get(compiled(*inputs))
     assert got.tokens.shape == (batch, 8)
     assert_same(got, alone(cfg, method, batch))
 
@@ -153,12 +167,8 @@ def parameters_that_lie_elsewhere_are_refused():
     decode, _ = spread(LLADA, "lrd", BOTH)
     mesh = sharding.make_mesh(BOTH)
     whole = jax.device_put(params_of(LLADA), jax.NamedSharding(mesh, P()))
-    try:
+    with pytest.raises(ValueError, match="does not match"):
         decode(whole, *prompts(8), KEY)
-    except ValueError as error:
-        assert "does not match" in str(error), error
-    else:
-        raise AssertionError("weights were moved in silence")
 
 
 COLLECTIVE = re.compile(
@@ -190,28 +200,78 @@ def groups_of(text):
     return set(map(tuple, rows.tolist()))
 
 
-def compiled(cfg, method, shape):
-    decode, params = spread(cfg, method, shape)
-    return jax.jit(decode).lower(params, *prompts(8), KEY).compile().as_text()
+def check_collectives(found, cfg, shape):
+    """Only inside a group of `model`, only candidates are gathered, nothing [.., V]."""
+    if shape.model == 1:
+        assert found == []
+        return
+    own = np.arange(8).reshape(shape.data, shape.model)
+    lengths = {cfg.vocab_size, cfg.vocab_size // shape.model}
+    candidates = {FEW * shape.model, TOP_K * shape.model}
+    assert len(found) > 2
+    for kind, shapes, groups in found:
+        assert groups == set(map(tuple, own.tolist())), (kind, groups)
+        for dims in shapes:
+            assert not lengths & {*dims}, (kind, dims)
+            gathered = kind == "all-gather" and dims[-1] in candidates
+            assert kind == "all-reduce" or gathered, (kind, dims)
 
 
-def nothing_of_the_vocabulary_crosses(method):
-    for cfg, shape in ((LLADA, MODEL), (DREAM, BOTH)):
-        found = collectives(compiled(cfg, method, shape))
-        assert {kind for kind, *_ in found} <= {"all-reduce", "all-gather"}
-        group = np.arange(8).reshape(shape.data, shape.model)
-        lengths = {cfg.vocab_size, cfg.vocab_size // shape.model}
-        for kind, shapes, groups in found:
-            assert groups == set(map(tuple, group.tolist())), (kind, groups)
-            for dims in shapes:
-                assert not lengths & {*dims}, (kind, dims)
-                # Candidates of the nucleus are all that is gathered.
-                assert kind == "all-reduce" or dims[1:] == (64 * shape.model,), dims
-        assert len(found) > 5
+def command(folder, main, *words):
+    """Runs a command that writes to `folder`; gives what it said."""
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        with contextlib.redirect_stdout(io.StringIO()):
+            code = main([*map(str, words), "--output", str(folder)])
+    assert code == 0, said.getvalue()
+    return said.getvalue()
 
 
-def devices_that_share_no_weights_do_not_talk():
-    assert collectives(compiled(LLADA, "lrd", DATA)) == []
+def records(path):
+    kept = ("id", "token_ids", "text", "num_forwards", "stop_reason")
+    lines = map(json.loads, path.read_text().splitlines())
+    return [{key: line.get(key) for key in kept} for line in lines]
+
+
+def generate_on_a_mesh():
+    """A file of prompts, more than there are slots, from a checkpoint on disk."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        checkpoint.save_params(folder / "ckpt", toy_config(), params_of(toy_config()))
+        rows = [[1 + i] * (1 + i % 4) for i in range(11)]
+        lines = [json.dumps({"prompt_ids": row}) for row in rows]
+        (folder / "in.jsonl").write_text("\n".join(lines))
+        words = ["--ckpt", folder / "ckpt", "--input", folder / "in.jsonl"]
+        words += ["--batch-size", 6, "--decode.gen-length", 8, "--decode.cache", "dual"]
+        words += ["--decode.block-length", 4]
+        for mesh, number in (("data=1", 1), ("data=4,model=2", 2), ("auto", 3)):
+            out = folder / f"{number}.jsonl"
+            said = command(out, generate.main, *words, "--mesh", mesh)
+            assert records(out) == records(folder / "1.jsonl")
+            assert ("mesh data=8,model=1: the devices share" in said) == (number == 3)
+        assert len(records(folder / "1.jsonl")) == 11
+
+
+def evaluate_on_a_mesh():
+    tasks.TASKS.update(TOYS)
+    cfg, meshes = toy_config(), []
+
+    def load(mesh=None):
+        meshes.append(None if mesh is None else dict(mesh.shape))
+        params = params_of(cfg) if mesh is None else placed(cfg, mesh)
+        return families.make_denoiser(cfg), params
+
+    main = functools.partial(
+        evaluate.main, open_source=lambda *_: toy_source(load=load)
+    )
+    words = ["--tasks", "single", "--n", 5, "--methods", "lrd", "--gen-length", 4]
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        for mesh in ("data=1", "data=2,model=2"):
+            command(folder / mesh, main, *words, "--mesh", mesh)
+        one, four = (records(folder / m / "lrd.jsonl") for m in (mesh, "data=1"))
+    assert one == four
+    assert len(one) == 5
+    assert meshes == [None, {"data": 2, "model": 2}]
 
 
 CHECKS = {
@@ -219,11 +279,11 @@ CHECKS = {
         same_tokens, family, method, shape, batch
     )
     for family, method, shape, batch in [
-        *((LLADA, m, s, 8) for m in ("lrd", "baseline") for s in (DATA, MODEL)),
-        *((LLADA, m, BOTH, 6) for m in ("lrd", "baseline", "dual")),
-        *((LLADA, m, s, 8) for m in ("prefix", "dual") for s in (DATA, MODEL)),
+        *((LLADA, m, s, 8) for m in ("lrd", "baseline", "dual") for s in MESHES),
+        *((LLADA, "prefix", s, 8) for s in (MODEL, BOTH)),
         (LLADA, "lrd", DATA, 3),
-        *((DREAM, m, s, 6) for m in ("lrd", "prefix") for s in (MODEL, BOTH)),
+        (LLADA, "lrd", BOTH, 6),
+        *((DREAM, "lrd", s, 8) for s in (MODEL, BOTH)),
         (LLADA, "sampled", MODEL, 3),
         (LLADA, "llada", MODEL, 3),
         (DREAM, "dream", BOTH, 4),
@@ -235,11 +295,8 @@ CHECKS = {
     "pmap": plain_pmap,
     "infilling": infilling,
     "parameters that lie elsewhere": parameters_that_lie_elsewhere_are_refused,
-    "collectives of lrd": functools.partial(nothing_of_the_vocabulary_crosses, "lrd"),
-    "collectives of sampling": functools.partial(
-        nothing_of_the_vocabulary_crosses, "sampled"
-    ),
-    "no collectives on data": devices_that_share_no_weights_do_not_talk,
+    "generate": generate_on_a_mesh,
+    "evaluate": evaluate_on_a_mesh,
 }
 
 

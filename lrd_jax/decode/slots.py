@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Int, Key
 
-from lrd_jax.base import DATA, MODEL, Denoiser, KVCache, Params
+from lrd_jax.base import DATA, MODEL, REPLICATED, Denoiser, KVCache, Params
 from lrd_jax.config import MethodConfig
 from lrd_jax.decode.cache import CacheState
 from lrd_jax.decode.loop import make_plan, make_stepper
@@ -41,7 +41,7 @@ def make_slots(
     denoiser: Denoiser,
     cfg: MethodConfig,
     mesh: Mesh | None = None,
-    param_specs: Any = P(),
+    param_specs: Any = REPLICATED,
 ) -> Slots:
     """Builds the slots of one model and method, for as many prompts as there will be.
 
