@@ -194,8 +194,8 @@ def choose_mesh(
         raise UserError(
             f"the weights take {sizes[best] / GIB:.1f} GiB a device even when split "
             f"over {best}, more than {WEIGHTS_SHARE:.0%} of its {memory / GIB:.1f} "
-            "GiB: use more devices, `--dtype bfloat16` or `--quantize int8`, or force a "
-            "split with `--mesh`."
+            "GiB: use more devices, `--dtype bfloat16` or `--quantize int8`, or force "
+            "a split with `--mesh`."
         )
     model = min(fitting, key=lambda m: (not divides(config, m)["heads"], m))
     why = (
