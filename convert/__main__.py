@@ -15,6 +15,7 @@ import tyro
 
 from lrd_jax import builtin
 from lrd_jax.errors import UserError
+from lrd_jax.quantization import kind_of
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ("*.json", "*.safetensors", "*.txt")  # Weights, config and tokenizer.
@@ -30,6 +31,8 @@ class Args:
         dst: directory to make.
         to: layout of `dst`.
         dtype: of the weights written; by default that of the source.
+        quantize: int8 writes all weights but the embedding table in int8.
+        quantize_embeddings: write the embedding table in int8, too.
         variant: base or instruct, where the source does not tell.
         overwrite: replace an earlier result at `dst`.
     """
@@ -38,6 +41,8 @@ class Args:
     dst: Annotated[str, tyro.conf.arg(metavar="DIR")]
     to: Literal["lrd", "hf"] = "lrd"
     dtype: Literal["float32", "bfloat16"] | None = None
+    quantize: Literal["int8"] | None = None
+    quantize_embeddings: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     variant: Literal["base", "instruct"] | None = None
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
@@ -64,11 +69,14 @@ def _run(args: Args) -> None:
     dst = pathlib.Path(args.dst)
     src = builtin.find(args.src) if args.to == "hf" else pathlib.Path(args.src)
     _check_paths(args, src, dst)
+    kind = kind_of(args.quantize, args.quantize_embeddings)
     from convert import convert  # Imports JAX: not for --help and mistyped paths.
 
     if args.to == "hf":
         if args.variant is not None:
             raise UserError("`--variant` says what to convert from, not to.")
+        if kind is not None:
+            raise UserError("`--quantize`: the published layout has no int8.")
         report = convert.to_hf(src, dst, dtype=args.dtype, overwrite=args.overwrite)
     else:
         report = convert.from_hf(
@@ -76,6 +84,7 @@ def _run(args: Args) -> None:
             dst,
             dtype=args.dtype,
             variant=args.variant,
+            quantization=kind,
             overwrite=args.overwrite,
         )
     print(f"{args.src} -> {dst}: {report}")

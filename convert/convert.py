@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
@@ -21,7 +22,7 @@ from lrd_jax import checkpoint
 from lrd_jax.config import ModelConfig
 from lrd_jax.errors import UserError
 from lrd_jax.leaf_buffer import Piece
-from lrd_jax.model import families
+from lrd_jax.model import backbone, families
 from lrd_jax.staging import staged
 
 T = TypeVar("T")
@@ -60,6 +61,7 @@ def from_hf(
     *,
     dtype: Literal["float32", "bfloat16"] | None = None,
     variant: Variant | None = None,
+    quantization: str | None = None,
     overwrite: bool = False,
 ) -> Report:
     """Makes our checkpoint `dst` of the published one in `src`.
@@ -71,6 +73,7 @@ def from_hf(
         dst: directory to make.
         dtype: of the weights; None for that of the source.
         variant: whether it is a base or an instruct model; None to tell by `src`.
+        quantization: what to write in int8, one of `lrd_jax.quantization.KINDS`.
         overwrite: whether `dst` may replace an earlier checkpoint.
 
     Returns:
@@ -85,31 +88,41 @@ def from_hf(
     source = Source(src)
     check_source(source, cfg, table)
     stored = jnp.dtype(dtype or _source_dtype(source, table))
-    size = sum(math.prod(entry.shape) for entry in table)
+    size = _num_bytes(cfg, stored, quantization)
     with staged(
         dst,
         overwrite=overwrite,
         replaceable=checkpoint.is_checkpoint,
-        needed_bytes=size * stored.itemsize,
+        needed_bytes=size,
     ) as folder:
         cfg = _complete_config(src, folder, cfg, variant)
         leaves = (
             (entry.rule.path, _reading(source, entry)) for entry in _progress(table)
         )
-        checkpoint.save(folder, cfg, leaves, stored)
-    return _report(cfg, table, stored, begin)
+        checkpoint.save(folder, cfg, leaves, stored, quantization)
+    return _report(cfg, table, stored, size, quantization, begin)
+
+
+def _num_bytes(cfg: ModelConfig, dtype: np.dtype, quantization: str | None) -> int:
+    params = backbone.abstract_params(cfg, dtype, quantization)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
 
 
 def _report(
-    cfg: ModelConfig, table: Sequence[Entry], dtype: np.dtype, begin: float
+    cfg: ModelConfig,
+    table: Sequence[Entry],
+    dtype: np.dtype,
+    size: int,
+    quantization: str | None,
+    begin: float,
 ) -> Report:
     parameters = sum(math.prod(entry.shape) for entry in table)
     return Report(
         family=cfg.family,
         tensors=sum(len(entry.names) for entry in table),
         parameters=parameters,
-        bytes=parameters * dtype.itemsize,
-        dtype=dtype.name,
+        bytes=size,
+        dtype=" and ".join(filter(None, (dtype.name, quantization))),
         seconds=time.monotonic() - begin,
     )
 
@@ -234,15 +247,20 @@ def to_hf(
     """
     begin = time.monotonic()
     cfg = checkpoint.read_config(src)
+    if checkpoint.read_quantization(src) is not None:
+        raise UserError(
+            f"{src}: its weights are in int8, which the published layout has not; "
+            "keep the published checkpoint that it was made of."
+        )
     stored = jnp.dtype(dtype or checkpoint.read_dtype(src))
     table = keymap.entries(cfg)
     looks = [(name, entry.published_shape) for entry in table for name in entry.names]
-    size = sum(math.prod(entry.shape) for entry in table)
+    size = _num_bytes(cfg, stored, None)
     with staged(
         dst,
         overwrite=overwrite,
         replaceable=is_export,
-        needed_bytes=size * stored.itemsize,
+        needed_bytes=size,
     ) as folder:
         # Here, as it imports transformers (2 s).
         from convert.tokenizer import write_hf_tokenizer
@@ -252,7 +270,7 @@ def to_hf(
         write_hf_tokenizer(src, folder, cfg)
         shards = plan_shards(looks, stored.itemsize)
         write_shards(folder, shards, _published_tensors(src, table, stored), stored)
-    return _report(cfg, table, stored, begin)
+    return _report(cfg, table, stored, size, None, begin)
 
 
 def _published_tensors(

@@ -26,6 +26,7 @@ NO_LIBTPU = 3
 GIB = 2**30
 # The smallest slices whose description libtpu knows; one chip of them is compiled for.
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+EIGHT = {"v5e": "v5e:2x4", "v5p": "v5p:2x2x2", "v6e": "v6e:2x4"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,13 +102,17 @@ def tpu_chip(name: str) -> Any:
     Raises:
         ImportError: libtpu is not installed.
     """
+    return _topology(TOPOLOGIES[name]).devices[0]
+
+
+def _topology(name: str) -> Any:
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError("libtpu is not installed")
     # Without a TPU, libtpu would first ask the cloud's metadata server for minutes.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     from jax.experimental import topologies
 
-    return topologies.get_topology_desc(TOPOLOGIES[name], "tpu").devices[0]
+    return topologies.get_topology_desc(name, "tpu")
 
 
 def decode_memory(
@@ -132,6 +137,58 @@ def decode_memory(
     )
     decode_fn = make_decode_fn(families.make_denoiser(model), cfg)
     memory: Any = jax.jit(decode_fn).lower(*placed).compile().memory_analysis()
+    return Memory(memory.argument_size_in_bytes, memory.temp_size_in_bytes)
+
+
+def group_memory(job: Any, chip: str) -> Memory | None:
+    """The same for each chip of a group that shares a copy of the weights.
+
+    Args:
+        job: `lrd_jax.costs.Job`.
+        chip: TPU generation.
+
+    Returns:
+        None where no slice is known that holds such a group.
+
+    Raises:
+        ImportError: libtpu is not installed.
+        jax.errors.JaxRuntimeError: it does not fit, or does not compile.
+    """
+    topology = TOPOLOGIES[chip] if job.split in (1, 2, 4) else EIGHT[chip]
+    if job.split not in (1, 2, 4, 8):
+        return None
+    devices = _topology(topology).devices
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding
+    from jax.sharding import PartitionSpec as P
+
+    from lrd_jax import sharding
+    from lrd_jax.decode.loop import make_decode_fn
+    from lrd_jax.mesh_shape import MeshShape
+    from lrd_jax.model import backbone, families
+
+    mesh = sharding.make_mesh(MeshShape(1, job.split), devices)
+    specs = sharding.specs(job.model, job.split, job.quantization)
+    params = backbone.abstract_params(job.model, jnp.bfloat16, job.quantization)
+    place = jax.tree.map(
+        lambda x, spec: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
+        ),
+        params,
+        specs,
+    )
+    ids = jax.ShapeDtypeStruct((job.batch, job.prompt), jnp.int32)
+    mask = jax.ShapeDtypeStruct((job.batch, job.prompt), jnp.bool_)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    whole = NamedSharding(mesh, P())
+    inputs = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+        (ids, mask, key),
+    )
+    decode_fn = make_decode_fn(families.make_denoiser(job.model), job.cfg)
+    spread = sharding.batch_decode(decode_fn, mesh, specs)
+    memory: Any = jax.jit(spread).lower(place, *inputs).compile().memory_analysis()
     return Memory(memory.argument_size_in_bytes, memory.temp_size_in_bytes)
 
 

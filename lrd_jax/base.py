@@ -17,11 +17,18 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import flax.struct
-from jaxtyping import Array, Bool, Float, Int
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from lrd_jax.errors import UserError as UserError
 
 Params = Any  # A pytree of arrays; its structure is the model's own business.
+
+# Axes of a mesh: rows of a batch, and parts of one copy of the weights.
+DATA, MODEL = "data", "model"
+REPLICATED = PartitionSpec()  # Each device has all of it.
 
 
 @typing.no_type_check  # Else the test-time shape checker also stops `jax.eval_shape`.
@@ -77,7 +84,24 @@ class HiddenFn(Protocol):
 
 EmbedFn = Callable[[Params, Int[Array, "..."]], Float[Array, "... D"]]
 LogitsFn = Callable[[Params, Float[Array, "R D"]], Float[Array, "R V"]]
-ExpectFn = Callable[[Params, Float[Array, "R V"]], Float[Array, "R D"]]
+
+
+@typing.runtime_checkable
+class ExpectFn(Protocol):
+    def __call__(
+        self,
+        params: Params,
+        probs: Float[Array, "R n"],
+        ids: Int[Array, "R n"] | None = None,
+    ) -> Float[Array, "R D"]:
+        """Mean embeddings, float32.
+
+        Args:
+            params: the model's weights.
+            probs: `[R, V]` of all tokens, or `[R, n]` of the tokens `ids`.
+            ids: `[R, n]`, or None.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,13 +111,18 @@ class Denoiser:
     Which position predicts which, weight tying and quantisation stay behind these
     functions: the decoder reads the prediction for position i in row i.
 
+    So does a split of the weights over the axis `model` of a mesh, which a function
+    sees by the shapes of its parameters. Then the V of `logits` and `expect` are this
+    device's part of the vocabulary, the ids of `expect` count from its first, and all
+    else is whole and the same on all devices that share a copy.
+
     Attributes:
         embed: ids `[...]` -> embeddings `[..., D]`.
         hidden: embeddings -> hidden rows, see `HiddenFn`.
         logits: hidden rows `[R, D]` -> float32 logits `[R, V]`; linear, which
             classifier-free guidance relies on.
-        expect: probabilities `[R, V]` -> mean embeddings `[R, D]`, float32.
-        init_cache: `(batch, length, dtype)` -> an empty `KVCache`.
+        expect: probabilities `[R, V]` -> mean embeddings `[R, D]`, see `ExpectFn`.
+        init_cache: `(params, batch, length, dtype)` -> an empty `KVCache`.
         mask_id: the mask token; never predicted by LRD.
         eos_ids: ids that end a text; the first is end of text, others end of turn.
         pad_id: what fills the window behind the end of the text.
@@ -113,3 +142,23 @@ class Denoiser:
     vocab_size: int
     lead: int
     max_length: int
+
+
+def row_keys(key: Array, batch: int) -> Key[Array, " B"]:
+    """One key a row, from one key (row r folds in r) or from one key per row.
+
+    Accepts new-style keys and raw uint32 ones.
+
+    Raises:
+        ValueError: neither a scalar key nor `batch` keys.
+    """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    if key.shape == ():
+        rows = jnp.arange(batch, dtype=jnp.uint32)
+        return jax.vmap(lambda r: jax.random.fold_in(key, r))(rows)
+    if key.shape != (batch,):
+        raise ValueError(
+            f"`key` must be one key or one per row ({batch}), got shape {key.shape}."
+        )
+    return key

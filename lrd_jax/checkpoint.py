@@ -11,6 +11,7 @@ of published ones.
 """
 
 import contextlib
+import functools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -26,8 +27,9 @@ from lrd_jax.base import Params
 from lrd_jax.config import ModelConfig
 from lrd_jax.errors import UserError
 from lrd_jax.leaf_buffer import array_slabs, digest
-from lrd_jax.model import backbone
+from lrd_jax.model import backbone, int8
 from lrd_jax.model_file import ModelFile
+from lrd_jax.quantization import join
 from lrd_jax.saving import (
     PARAMS_DIR,
     LeafPath,
@@ -60,6 +62,15 @@ def read_dtype(path: pathlib.Path | str) -> str:
     return model_file.read(path).dtype
 
 
+def read_quantization(path: pathlib.Path | str) -> str | None:
+    """Which matrices are stored in int8, one of `quantization.KINDS`, or None.
+
+    Raises:
+        UserError: as for `read_config`.
+    """
+    return model_file.read(path).quantization
+
+
 def read_fingerprint(path: pathlib.Path | str) -> str:
     """SHA-256 of the weights: names, shapes, dtype and values.
 
@@ -73,14 +84,18 @@ def restore(
     path: pathlib.Path | str,
     dtype: DTypeLike | None = None,
     shardings: Any = None,
+    quantization: str | None = None,
 ) -> Params:
     """Reads the parameters onto their devices, each device's part only.
 
     Args:
         path: the checkpoint.
         dtype: what to cast to; None keeps the stored dtype.
-        shardings: one sharding for all leaves, a pytree of them like the parameters, or
-            None for the default device.
+        shardings: one sharding for all leaves, a pytree of them like the parameters
+            (int8 or not: a matrix's is that of its int8), or None for the default
+            device.
+        quantization: which matrices to round to int8 beside those that are stored so,
+            one of `quantization.KINDS`. One leaf at a time exists in both forms.
 
     Returns:
         The parameter tree, see `lrd_jax.model.backbone`.
@@ -93,20 +108,66 @@ def restore(
     path = pathlib.Path(path)
     file = model_file.read(path)
     dtype = jnp.dtype(file.dtype if dtype is None else dtype)
-    wanted = backbone.abstract_params(file.config, dtype)
+    quantization = join(file.quantization, quantization)
+    wanted = backbone.abstract_params(file.config, dtype, quantization)
     if shardings is None:
         shardings = jnp.zeros(()).sharding
     if isinstance(shardings, Sharding):
-        shardings = jax.tree.map(lambda _, one=shardings: one, wanted)
-    wanted = jax.tree.map(_with_sharding, wanted, shardings)
+        shardings = jax.tree.map(
+            lambda _, one=shardings: one, wanted, is_leaf=int8.is_qtensor
+        )
+    wanted = jax.tree_util.tree_map_with_path(
+        functools.partial(_place, quantization),
+        wanted,
+        shardings,
+        is_leaf=int8.is_qtensor,
+    )
     # One at a time, as JAX keeps a second copy on the host until garbage is collected.
-    read = _reader(path, file, flat(wanted))
+    stored = flat(_stored(file))
+    read = _reader(path, file, stored)
     leaves = []
-    for name, leaf in flat(wanted).items():
-        # Orbax reads in threads of its own, which do not know of `jax.enable_x64`.
-        leaves.append(jax.block_until_ready(read(name, leaf).astype(leaf.dtype)))
-        release(leaves[-1].nbytes)
-    return jax.tree.unflatten(jax.tree.structure(wanted), leaves)
+    for name, leaf in flat(wanted, is_leaf=int8.is_qtensor).items():
+        if int8.is_qtensor(leaf) and name in stored:
+            axis = int8.out_axis(name, quantization)
+            like = jax.ShapeDtypeStruct(
+                leaf.shape, stored[name].dtype, sharding=leaf.int8.sharding
+            )
+            made = _quantise(read(name, like), axis, leaf)
+        else:
+            made = _read_parts(read, name, leaf)
+        leaves.append(jax.block_until_ready(made))
+        release(leaf.size * 4)
+    treedef = jax.tree.structure(wanted, is_leaf=int8.is_qtensor)
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _stored(file: ModelFile) -> Params:
+    return backbone.abstract_params(
+        file.config, jnp.dtype(file.dtype), file.quantization
+    )
+
+
+def _read_parts(read: Callable[[LeafPath, Any], Any], name: LeafPath, like: Any) -> Any:
+    """Reads an array, or both of a stored `QTensor`."""
+    # Orbax reads in threads of its own, which do not know of `jax.enable_x64`.
+    parts = [
+        read((*name, *part), leaf).astype(leaf.dtype)
+        for part, leaf in flat(like).items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(like), parts)
+
+
+def _quantise(weights: jax.Array, axis: int | None, like: int8.QTensor) -> int8.QTensor:
+    """Rounds to int8 onto the devices of `like`; `weights` are then of no use."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
+    rounded = jax.jit(
+        int8.quantise,
+        static_argnames=("out_axis", "dtype"),
+        out_shardings=shardings,
+    )(weights, out_axis=axis, dtype=like.dtype)
+    jax.block_until_ready(rounded)
+    weights.delete()
+    return rounded
 
 
 def read_leaves(
@@ -120,7 +181,7 @@ def read_leaves(
     """
     path = pathlib.Path(path)
     file = model_file.read(path)
-    wanted = flat(backbone.abstract_params(file.config, jnp.dtype(file.dtype)))
+    wanted = flat(_stored(file))
     read = _reader(path, file, wanted)
     digests = {}
     for name in order:
@@ -190,6 +251,15 @@ def _one_line_read_errors(path: pathlib.Path) -> Iterator[None]:
         raise
     except Exception as error:  # Orbax raises bare ones.
         raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
+
+
+def _place(quantization: str | None, path: Any, leaf: Any, sharding: Any) -> Any:
+    """The leaf, or both of a `QTensor`, with the sharding that is given for it."""
+    if int8.is_qtensor(leaf) and isinstance(sharding, Sharding):
+        axis = int8.out_axis(tuple(key.key for key in path), quantization)
+        assert axis is not None
+        sharding = int8.shard_like(sharding, leaf.int8.ndim, axis)
+    return jax.tree.map(_with_sharding, leaf, sharding)
 
 
 def _with_sharding(

@@ -15,6 +15,8 @@ import tyro
 from lrd_jax import builtin
 from lrd_jax.config import METHODS, MethodConfig
 from lrd_jax.errors import UserError
+from lrd_jax.mesh_shape import parse_mesh
+from lrd_jax.quantization import kind_of
 from lrd_jax.settings import build, field_names, read_toml, unknown_name
 
 PROG = "python -m lrd_jax.generate"
@@ -29,6 +31,9 @@ Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 def _shown(metavar: str) -> Any:
     return tyro.conf.arg(metavar=metavar)
+
+
+MeshFlag = Annotated[OptionalText, _shown("data=N,model=N|auto")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +57,11 @@ class Flags(Generic[FieldsT]):
         raw: take prompts as they are, without the chat template.
         infill: fill the mask markers inside the prompt instead of continuing it.
         dtype: of the weights; by default as stored, and float32 on CPU.
+        quantize: int8 rounds all weights but the embedding table to int8.
+        quantize_embeddings: round the embedding table, too.
+        mesh: devices to decode on, as `data=4,model=2`: rows are spread over the first,
+            one copy of the weights is split over the second. By default all devices,
+            with as small a `model` as the weights allow; `auto` also says why.
         timings: say on stderr how long starting, importing, loading, compiling and
             running took.
         decode: settings of the method.
@@ -74,6 +84,9 @@ class Flags(Generic[FieldsT]):
     dtype: Annotated[Literal["float32", "bfloat16"] | None, tyro.conf.DisallowNone] = (
         None
     )
+    quantize: Annotated[Literal["int8"] | None, tyro.conf.DisallowNone] = None
+    quantize_embeddings: Switch = False
+    mesh: MeshFlag = None
     timings: Switch = False
     decode: FieldsT
 
@@ -93,6 +106,8 @@ class Request:
         raw: whether the chat template is left out.
         infill: whether mask markers in the prompt are filled.
         dtype: of the weights, or None for the default.
+        quantization: what to round to int8, one of `quantization.KINDS`, or None.
+        mesh: as typed, and well-formed; None for the default.
         timings: whether to tell where the time went.
     """
 
@@ -106,6 +121,8 @@ class Request:
     raw: bool
     infill: bool
     dtype: str | None
+    quantization: str | None
+    mesh: str | None
     timings: bool
 
 
@@ -153,6 +170,8 @@ def parse(argv: Sequence[str]) -> Request:
         raw=flags.raw,
         infill=flags.infill,
         dtype=flags.dtype,
+        quantization=kind_of(flags.quantize, flags.quantize_embeddings),
+        mesh=flags.mesh,
         timings=flags.timings,
     )
     _check_request(request)
@@ -168,6 +187,8 @@ def _check_request(request: Request) -> None:
         raise UserError(f"`--batch-size` must be at least 1, got {request.batch_size}.")
     if not 0 <= request.seed <= MAX_SEED:
         raise UserError(f"`--seed` must be in [0, {MAX_SEED}], got {request.seed}.")
+    if request.mesh is not None:
+        parse_mesh(request.mesh)
 
 
 def last_value(argv: Sequence[str], flag: str) -> str | None:

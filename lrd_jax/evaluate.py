@@ -4,6 +4,7 @@ Exit codes: those of `lrd_jax.generate`.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -19,6 +20,7 @@ from lrd_jax.evaluation.request import Request, parse
 from lrd_jax.evaluation.statistics import summarise
 from lrd_jax.evaluation.table import tables
 from lrd_jax.process import exit_code, leave, nonfinite_code, say
+from lrd_jax.quantization import kind_of
 from lrd_jax.runfile import RunFile
 from lrd_jax.settings import plain
 from lrd_jax.source import Source, open_checkpoint
@@ -32,7 +34,7 @@ META = ".jsonl.meta.json"  # What `RunFile` puts beside the records of a method.
 def main(
     argv: Sequence[str],
     *,
-    open_source: Callable[[str | None, str | None], Source] = open_checkpoint,
+    open_source: Callable[..., Source] = open_checkpoint,
     make_slots: Callable[..., Any] | None = None,
 ) -> int:
     """Runs the command and returns its exit code.
@@ -51,15 +53,19 @@ def main(
 
 def _run(
     request: Request,
-    open_source: Callable[[str | None, str | None], Source],
+    open_source: Callable[..., Source],
     make_slots: Callable[..., Any] | None,
 ) -> int:
+    from lrd_jax import devices
     from lrd_jax.evaluation.problems import make_groups
 
     flags = request.flags
     if request.baseline is None:
         say("no method is called `baseline`: the differences to it are left out.")
-    source = open_source(flags.ckpt, flags.dtype)
+    kind = kind_of(flags.quantize, flags.quantize_embeddings)
+    source = open_source(flags.ckpt, flags.dtype, kind)
+    mesh = devices.open_mesh(flags.mesh, source)
+    place = functools.partial(devices.place, source, mesh, make_slots)
     groups = make_groups(
         request.members,
         n=flags.n,
@@ -68,8 +74,8 @@ def _run(
         gen_length=flags.gen_length,
         source=source,
     )
-    settings = _settings(request, source, groups)
-    records = _measure_all(request, source, groups, settings, make_slots)
+    settings = _settings(request, source, groups, mesh)
+    records = _measure_all(request, source, groups, settings, place)
     report = make_report(request, settings, groups, records)
     text = tables(report)
     if flags.output is not None:
@@ -96,16 +102,14 @@ def _measure_all(
     source: Source,
     groups: Sequence[Any],
     settings: dict[str, Any],
-    make_slots: Callable[..., Any] | None,
+    place: Callable[[], Any],
 ) -> dict[str, list[Any]]:
     """The records of each method; those that an earlier run has left are kept."""
     from lrd_jax.evaluation.run import Runner
 
     flags = request.flags
     ids = [problem.row.id for group in groups for problem in group.problems]
-    runner = Runner(
-        source, groups, make_slots or _real_slots(), flags.batch_size, flags.seed
-    )
+    runner = Runner(source, groups, place, flags.batch_size, flags.seed)
     if flags.output is None:
         return {method.name: runner.run(method) for method in request.methods}
     folder = pathlib.Path(flags.output)
@@ -123,12 +127,6 @@ def _measure_all(
             for method in request.methods
         }
         return {m.name: runner.run(m, files[m.name]) for m in request.methods}
-
-
-def _real_slots() -> Callable[..., Any]:
-    from lrd_jax.decode.slots import make_slots
-
-    return make_slots
 
 
 def _check_folder(folder: pathlib.Path) -> None:
@@ -149,7 +147,7 @@ def _check_folder(folder: pathlib.Path) -> None:
 
 
 def _settings(
-    request: Request, source: Source, groups: Sequence[Any]
+    request: Request, source: Source, groups: Sequence[Any], mesh: Any
 ) -> dict[str, Any]:
     """What the records of all methods depend on, flat."""
     import importlib.metadata
@@ -164,12 +162,14 @@ def _settings(
         "lrd_jax": importlib.metadata.version("lrd_jax"),
         "checkpoint": source.fingerprint,
         "dtype": source.dtype,
+        "quantization": source.quantization,
         "tasks": list(request.members),
         "n": flags.n,
         "split": flags.split,
         "seed": flags.seed,
         # The answers do not depend on it, but the seconds do.
         "batch_size": flags.batch_size,
+        "mesh": {} if mesh is None else dict(mesh.shape),
         "problems_sha256": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
     }
 

@@ -45,7 +45,7 @@ def _count_equation(equation: Any) -> int:
         (contracted, _), _ = params["dimension_numbers"]
         left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
         return 2 * math.prod(out) * math.prod(left[axis] for axis in contracted)
-    parts = [_count(inner) for inner in _inner_jaxprs(params)]
+    parts = [_count(inner) for inner in inner_jaxprs(params)]
     if name == "cond":
         return max(parts)
     if name == "scan":
@@ -58,7 +58,7 @@ def _count_equation(equation: Any) -> int:
     return sum(parts)  # A while is one turn: its condition and its body.
 
 
-def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
+def inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
     """Those of branches, bodies and called functions, whatever the primitive."""
     for value in params.values():
         for part in value if isinstance(value, tuple | list) else (value,):

@@ -5,6 +5,7 @@ no room for the result; 130 interrupted; 141 the reader of the output went away.
 """
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,7 +26,7 @@ from lrd_jax.timings import Timings
 def main(
     argv: Sequence[str],
     *,
-    open_source: Callable[[str | None, str | None], Source] = open_checkpoint,
+    open_source: Callable[..., Source] = open_checkpoint,
     make_slots: Callable[..., Any] | None = None,
 ) -> int:
     """Runs the command and returns its exit code.
@@ -56,7 +57,7 @@ def main(
 
 def _run(
     request: Request,
-    open_source: Callable[[str | None, str | None], Source],
+    open_source: Callable[..., Source],
     make_slots: Callable[..., Any] | None,
     timings: Timings,
 ) -> int:
@@ -66,11 +67,17 @@ def _run(
         jobs, input_hash = jobs_from_prompts(request.prompts)
     with timings.phase("import"):
         _import_modules()
+
+    from lrd_jax import devices
+
     with timings.phase("load"):
-        source = open_source(request.ckpt, request.dtype)
+        source = open_source(request.ckpt, request.dtype, request.quantization)
+
+        mesh = devices.open_mesh(request.mesh, source)
 
     from lrd_jax.batches import encode_job
 
+    place = functools.partial(devices.place, source, mesh, make_slots)
     gen_length = None if request.infill else request.decode.gen_length
     rows = [
         encode_job(
@@ -83,7 +90,7 @@ def _run(
         for job in jobs
     ]
     if request.output is None:
-        return _decode(request, source, rows, None, make_slots, timings)
+        return _decode(request, source, rows, None, place, timings)
     settings = _settings(request, source, input_hash)
     with RunFile(request.output, settings, [row.id for row in rows]) as file:
         if file.num_done == len(rows):
@@ -91,13 +98,14 @@ def _run(
             return nonfinite_code(file.nonfinite)
         if file.num_done:
             say(f"{request.output}: {file.num_done} of {len(rows)} are done already.")
-        return _decode(request, source, rows, file, make_slots, timings)
+        return _decode(request, source, rows, file, place, timings)
 
 
 def _import_modules() -> None:
     """Imports what decoding will need, so that it can be timed apart from the rest."""
     from orbax.checkpoint import v1  # noqa: F401
 
+    import lrd_jax.devices
     import lrd_jax.pretrained
     import lrd_jax.report
     import lrd_jax.scheduler  # noqa: F401
@@ -108,21 +116,20 @@ def _decode(
     source: Source,
     rows: Sequence[Any],
     file: RunFile | None,
-    make_slots: Callable[..., Any] | None,
+    place: Callable[[], Any],
     timings: Timings,
 ) -> int:
     """Decodes the rows that are not done and hands each on as it ends."""
     from tqdm import tqdm
 
-    from lrd_jax.decode import slots
     from lrd_jax.report import Totals, make_record, shown
     from lrd_jax.scheduler import Scheduler
 
     with timings.phase("load"):
-        denoiser, params = source.load()
+        placed = place()
     scheduler = Scheduler(
-        (make_slots or slots.make_slots)(denoiser, request.decode),
-        params,
+        placed.make_slots(request.decode),
+        placed.params,
         request.seed,
         # Not more than there are rows in all: a run taken up again compiles the same.
         num_slots=min(request.batch_size, len(rows)),
@@ -162,6 +169,7 @@ def _settings(request: Request, source: Source, input_hash: str) -> dict[str, An
         "lrd_jax": importlib.metadata.version("lrd_jax"),
         "checkpoint": source.fingerprint,
         "dtype": source.dtype,
+        "quantization": source.quantization,
         "input_sha256": input_hash,
         "seed": request.seed,
         "raw": request.raw,

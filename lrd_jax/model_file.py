@@ -12,6 +12,7 @@ from typing import Any
 from lrd_jax import builtin
 from lrd_jax.config import ModelConfig
 from lrd_jax.errors import UserError
+from lrd_jax.quantization import KINDS
 from lrd_jax.settings import build
 
 NAME = "model.json"
@@ -29,12 +30,14 @@ class ModelFile:
         weights_sha256: over the names, shapes, dtype and values of all leaves.
         sizes: of the files of the weights in bytes, by path in the checkpoint; tells a
             half-copied checkpoint before it is read.
+        quantization: which matrices are stored in int8, one of `quantization.KINDS`.
     """
 
     config: ModelConfig
     dtype: str
     weights_sha256: str
     sizes: dict[str, int]
+    quantization: str | None = None
 
 
 def write(path: pathlib.Path, file: ModelFile) -> None:
@@ -46,6 +49,8 @@ def write(path: pathlib.Path, file: ModelFile) -> None:
         "weights_sha256": file.weights_sha256,
         "sizes": file.sizes,
     }
+    if file.quantization is not None:
+        content["quantization"] = file.quantization
     text = json.dumps(content, indent=1) + "\n"
     (path / NAME).write_text(text, encoding="utf-8")
 
@@ -80,14 +85,18 @@ def _build(content: dict[str, Any], where: str) -> ModelFile:
     dtype: Any = content.get("dtype")
     sha256: Any = content.get("weights_sha256")
     sizes: Any = content.get("sizes")
+    kind: Any = content.get("quantization")
+    known = dtype in DTYPES and kind in (None, *KINDS)
     tables = isinstance(fields, dict) and isinstance(sizes, dict)
-    if not tables or dtype not in DTYPES or not sha256:
+    if not tables or not known or not sha256:
         raise UserError(
-            f"{where}: damaged: model, dtype, weights_sha256 or sizes is wrong."
+            f"{where}: damaged: model, dtype, weights_sha256, sizes or quantization is "
+            "wrong."
         )
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     try:
-        return ModelFile(build(ModelConfig, values, where), dtype, str(sha256), sizes)
+        config = build(ModelConfig, values, where)
+        return ModelFile(config, dtype, str(sha256), sizes, kind)
     except TypeError as error:  # A required field is missing.
         raise UserError(f"{where}: damaged: {error}") from None
 

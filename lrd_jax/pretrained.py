@@ -3,18 +3,20 @@
 import dataclasses
 import functools
 import pathlib
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from lrd_jax import builtin, checkpoint
+from lrd_jax import builtin, checkpoint, sharding
 from lrd_jax.base import Denoiser, Params
 from lrd_jax.config import ModelConfig
 from lrd_jax.errors import UserError
 from lrd_jax.model import families
+from lrd_jax.quantization import kind_of
 from lrd_jax.tokenizer import Tokenizer
 
 
@@ -70,6 +72,9 @@ def load(
     *,
     dtype: DTypeLike | None = None,
     shardings: Any = None,
+    quantize: Literal["int8"] | None = None,
+    quantize_embeddings: bool = False,
+    mesh: Mesh | None = None,
 ) -> Model:
     """Loads a checkpoint that `python -m convert` made, or a built-in one.
 
@@ -81,18 +86,30 @@ def load(
             float32 on CPU, where bfloat16 is slower and less exact.
         shardings: where the weights go, see `checkpoint.restore`; None for the default
             device.
+        quantize: "int8" rounds all matrices but the embedding table to int8, see
+            `model.int8`; None keeps them as they are stored.
+        quantize_embeddings: whether the embedding table is rounded, too.
+        mesh: devices to split the weights over instead, by `sharding.specs`.
 
     Raises:
+        ValueError: both `shardings` and `mesh` are given.
         UserError: no such checkpoint, a damaged one, or a Hugging Face directory (the
             message gives the command that converts it).
     """
+    kind = kind_of(quantize, quantize_embeddings)
+    if shardings is not None and mesh is not None:
+        raise ValueError("give `shardings` or `mesh`, not both.")
     path = builtin.find(path_or_name)
     config = checkpoint.read_config(path)
     # Before the weights, which take their time.
     tokenizer = Tokenizer.load(path)
     if dtype is None and jax.default_backend() == "cpu":
         dtype = jnp.float32
-    params = checkpoint.restore(path, dtype=dtype, shardings=shardings)
+    if mesh is not None:
+        shardings = sharding.param_shardings(config, mesh)
+    params = checkpoint.restore(
+        path, dtype=dtype, shardings=shardings, quantization=kind
+    )
     return Model(params, families.make_denoiser(config), config, tokenizer)
 
 

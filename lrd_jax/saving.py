@@ -18,6 +18,7 @@ from lrd_jax.base import Params
 from lrd_jax.config import ModelConfig
 from lrd_jax.leaf_buffer import LeafBuffer, Piece, array_slabs, digest
 from lrd_jax.model import backbone
+from lrd_jax.model.int8 import out_axis, quantise
 from lrd_jax.model_file import ModelFile
 from lrd_jax.staging import one_line_disk_errors, staged
 
@@ -48,6 +49,7 @@ def save(
     cfg: ModelConfig,
     leaves: Iterable[tuple[LeafPath, Leaf]],
     dtype: DTypeLike,
+    quantization: str | None = None,
 ) -> None:
     """Writes `params/` and `model.json` into an existing directory.
 
@@ -60,6 +62,7 @@ def save(
             function that yields the leaf in pieces, each with the position of its
             first element, so that the whole never exists in another layout.
         dtype: of the stored weights; what is given in another is cast.
+        quantization: which matrices to store in int8, one of `quantization.KINDS`.
 
     Raises:
         UserError: the disk is full or cannot be written.
@@ -72,24 +75,32 @@ def save(
         raise ValueError(
             f"cannot store {dtype.name}, only {' or '.join(model_file.DTYPES)}."
         )
-    wanted = flat(backbone.abstract_params(cfg, dtype))
+    wanted = flat(backbone.abstract_params(cfg, dtype, quantization))
+    whole = flat(backbone.abstract_params(cfg, dtype))
     context = ocp.Context()
     # Compression would triple the memory; whole chunks are written without a copy.
     context.array.saving.use_compression = False
     context.array.saving.enable_write_sharding_file = False
     digests: dict[LeafPath, str] = {}
+    written: set[LeafPath] = set()
     with context:
         for name, leaf in leaves:
-            if name not in wanted or name in digests:
+            if name not in whole or name in written:
                 raise ValueError(f"unexpected leaf {name}.")
-            array, digests[name] = _materialise(name, leaf, wanted[name])
-            with one_line_disk_errors(path, ValueError):  # TensorStore's own errors.
-                _to_its_end(ocp.partial.save, path / PARAMS_DIR, nest(name, array))
-            if not isinstance(leaf, jax.Array):
-                array.delete()
-            num_bytes = array.nbytes
-            del array, leaf
-            release(num_bytes)
+            written.add(name)
+            axis = out_axis(name, quantization)
+            given = isinstance(leaf, jax.Array) and axis is None  # Not ours to free.
+            parts = _parts(name, leaf, whole[name], axis)
+            del leaf
+            while parts:
+                part, array, digests[part] = parts.pop()
+                with one_line_disk_errors(path, ValueError):  # TensorStore's own.
+                    _to_its_end(ocp.partial.save, path / PARAMS_DIR, nest(part, array))
+                if not given:
+                    array.delete()
+                num_bytes = array.nbytes
+                del array
+                release(num_bytes)
         if missing := sorted(wanted.keys() - digests.keys()):
             raise ValueError(f"missing leaves: {missing}")
         with one_line_disk_errors(path, ValueError):
@@ -102,7 +113,8 @@ def save(
                 for file in sorted((path / PARAMS_DIR).rglob("*"))
                 if file.is_file()
             }
-            model_file.write(path, ModelFile(cfg, dtype.name, sha256, sizes))
+            file = ModelFile(cfg, dtype.name, sha256, sizes, quantization)
+            model_file.write(path, file)
 
 
 def _to_its_end(function: Callable[..., None], *args: Any) -> None:
@@ -118,6 +130,22 @@ def _to_its_end(function: Callable[..., None], *args: Any) -> None:
 def is_checkpoint(path: pathlib.Path) -> bool:
     """Whether `path` is a directory that `save` made."""
     return (path / model_file.NAME).is_file() and (path / PARAMS_DIR).is_dir()
+
+
+def _parts(
+    name: LeafPath, leaf: Leaf, wanted: jax.ShapeDtypeStruct, axis: int | None
+) -> list[tuple[LeafPath, jax.Array, str]]:
+    """What is stored for a leaf, with the digests: itself, or int8 and scale."""
+    if axis is None:
+        return [(name, *_materialise(name, leaf, wanted))]
+    array, _ = _materialise(name, leaf, wanted)
+    parts = flat(jax.block_until_ready(quantise(array, axis)))
+    if not isinstance(leaf, jax.Array):
+        array.delete()
+    return [
+        ((*name, *part), made, digest(array_slabs(np.asarray(made))))
+        for part, made in parts.items()
+    ]
 
 
 def _materialise(
@@ -166,10 +194,15 @@ def release(num_bytes: int) -> None:
         gc.collect()
 
 
-def flat(tree: Params) -> dict[LeafPath, Any]:
-    """The leaves of a parameter tree by their paths."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {tuple(str(key.key) for key in path): leaf for path, leaf in leaves}
+def flat(tree: Params, is_leaf: Callable[[Any], bool] | None = None) -> Any:
+    """The leaves of a parameter tree by their paths: dict of `LeafPath` to leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    return {tuple(_name(key) for key in path): leaf for path, leaf in leaves}
+
+
+def _name(key: Any) -> str:
+    """Of a key of a dict, or of a field of a `QTensor`."""
+    return str(key.name if isinstance(key, jax.tree_util.GetAttrKey) else key.key)
 
 
 def nest(name: LeafPath, leaf: Any) -> Params:

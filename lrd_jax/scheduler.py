@@ -82,6 +82,17 @@ class Pool:
         return done
 
 
+def enough_done(rows: Sequence[int | None], groups: int) -> np.ndarray:
+    """How many slots of each group are done or idle when the host has to look.
+
+    Returns:
+        `[groups]`, or one number where there is one group.
+    """
+    idle = np.array([index is None for index in rows]).reshape(groups, -1)
+    enough = idle.sum(axis=1, dtype=np.int32) + np.int32(max(1, idle.shape[1] // ROUND))
+    return enough if groups > 1 else enough[0]
+
+
 def row_of(result: DecodeResult, slot: int) -> DecodeResult:
     """One row, B = 1; a copy, so that the rest of the batch is not kept with it."""
     return jax.tree.map(lambda x: x[[slot]], result)
@@ -163,7 +174,7 @@ class Scheduler:
             slots: of the model and the method.
             params: the model's weights.
             seed: with a row's line number it makes the row's random key.
-            num_slots: rows decoded together.
+            num_slots: rows decoded together; rounded up to fill the groups of `slots`.
             config: of the model.
             gen_length: positions behind a prompt; None for infilling.
         """
@@ -173,7 +184,8 @@ class Scheduler:
         self._params = params
         self._key = jax.random.key(seed)
         self._row_keys = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
-        self._num_slots = num_slots
+        # As many in each group: some are then idle that need not be.
+        self._num_slots = -(-num_slots // slots.groups) * slots.groups
         self._config = config
         self._gen_length = gen_length
         self._compiled: dict[tuple[str, int], Callable[..., Any]] = {}
@@ -240,8 +252,7 @@ class Scheduler:
         if pool.state is None:
             start = self._compile("start", pool.length, self._params, *inputs)
             pool.state = start(self._params, *inputs)
-        idle = pool.rows.count(None)
-        enough = np.int32(idle + max(1, self._num_slots // ROUND))
+        enough = enough_done(pool.rows, self._slots.groups)
         refill = np.array([index is not None for index in new])
         arrays = (self._params, pool.state, refill, enough, *inputs)
         advance = self._compile("advance", pool.length, *arrays)

@@ -15,24 +15,29 @@ class Source:
         config: `ModelConfig`.
         tokenizer: `Tokenizer`, or None.
         fingerprint: of the weights.
-        dtype: that the weights will have, or "stored".
-        load: reads the weights: `()` -> (denoiser, params).
+        dtype: that the weights will have.
+        quantization: which of them will be in int8, one of `quantization.KINDS`.
+        load: reads the weights: `(mesh=None)` -> (denoiser, params).
     """
 
     config: Any
     tokenizer: Any
     fingerprint: str
     dtype: str
-    load: Callable[[], tuple[Any, Any]]
+    load: Callable[..., tuple[Any, Any]]
+    quantization: str | None = None
 
 
-def open_checkpoint(path: str | None, dtype: str | None) -> Source:
+def open_checkpoint(
+    path: str | None, dtype: str | None, quantization: str | None = None
+) -> Source:
     """The source that the flags name.
 
     Args:
         path: directory of the checkpoint, or a built-in model's name; None for the
             default one.
         dtype: of the weights; None for `pretrained.load`'s choice.
+        quantization: what to round to int8, one of `quantization.KINDS`, or None.
 
     Raises:
         UserError: not a checkpoint.
@@ -40,15 +45,23 @@ def open_checkpoint(path: str | None, dtype: str | None) -> Source:
     import jax
 
     from lrd_jax import builtin, checkpoint, pretrained
+    from lrd_jax.quantization import KINDS, join
     from lrd_jax.tokenizer import Tokenizer
 
     folder = builtin.find(path)
     config = checkpoint.read_config(folder)
     # What `pretrained.load` makes of None.
-    platform = "float32" if jax.default_backend() == "cpu" else "stored"
+    on_cpu = jax.default_backend() == "cpu"
+    platform = "float32" if on_cpu else checkpoint.read_dtype(folder)
 
-    def load() -> tuple[Any, Any]:
-        model = pretrained.load(folder, dtype=dtype)
+    def load(mesh: Any = None) -> tuple[Any, Any]:
+        model = pretrained.load(
+            folder,
+            dtype=dtype,
+            mesh=mesh,
+            quantize=None if quantization is None else "int8",
+            quantize_embeddings=quantization == KINDS[1],
+        )
         return model.denoiser, model.params
 
     return Source(
@@ -57,4 +70,5 @@ def open_checkpoint(path: str | None, dtype: str | None) -> Source:
         fingerprint=checkpoint.read_fingerprint(folder),
         dtype=dtype or platform,
         load=load,
+        quantization=join(checkpoint.read_quantization(folder), quantization),
     )

@@ -87,7 +87,7 @@ def window_call(cfg, embeds, cache, write=None):
 
 
 def empty_cache(cfg, dtype=jnp.float32):
-    return families.make_denoiser(cfg).init_cache(B, T, dtype)
+    return families.make_denoiser(cfg).init_cache(params_of(cfg), B, T, dtype)
 
 
 def in_window(rows):
@@ -398,7 +398,7 @@ def test_published_sizes(model):
     assert count == PARAMETERS[model]
     denoiser = families.make_denoiser(cfg)
     one, length, window = 1, 768, 512
-    cache = jax.eval_shape(lambda: denoiser.init_cache(one, length, BF16))
+    cache = jax.eval_shape(lambda: denoiser.init_cache(params, one, length, BF16))
     n = window + denoiser.lead
     rows, cache = jax.eval_shape(
         denoiser.hidden,

@@ -2,6 +2,8 @@
 
     errors, settings, config, base  <-  model, decode, text, tasks  <-  all the rest
 
+(`quantization`, a few names, goes with config.)
+
 `decode` sees a model only as a `Denoiser`; `convert` is used by nobody.
 """
 
@@ -14,7 +16,10 @@ import lrd_jax
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # In the order in which each may import those before it.
-FOUNDATION = ["lrd_jax.errors", "lrd_jax.settings", "lrd_jax.config", "lrd_jax.base"]
+FOUNDATION = [
+    f"lrd_jax.{name}"
+    for name in ("errors", "settings", "config", "quantization", "base")
+]
 # Slow to import (2 s), or not installed with the package.
 LAZY = ("transformers", "torch")
 

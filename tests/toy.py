@@ -97,7 +97,8 @@ def _write(slots, layer, rows, start, write):
     return slots.at[layer, row, at, 0].set(rows, mode="drop")
 
 
-def _init_cache(batch, length, dtype):
+def _init_cache(params, batch, length, dtype):
+    del params
     empty = jnp.zeros((LAYERS, batch, length, 1, D), dtype)
     return KVCache(keys=empty, values=empty)
 
@@ -106,11 +107,17 @@ def _logits(params, hidden):
     return hidden @ params["head"] + params["bias"][None, :]
 
 
+def _expect(params, probs, ids=None):
+    if ids is None:
+        return probs @ params["embed"]
+    return jnp.sum(probs[..., None] * params["embed"][ids], axis=1)
+
+
 DENOISER = Denoiser(
     embed=lambda params, ids: params["embed"][ids],
     hidden=_hidden,
     logits=_logits,
-    expect=lambda params, probs: probs @ params["embed"],
+    expect=_expect,
     init_cache=_init_cache,
     mask_id=MASK,
     eos_ids=(EOS, TURN),

@@ -50,7 +50,7 @@ def run_toy(argv, make_decode_fn=toy_make_decode_fn, **source):
     """`main` with the toy model; returns its exit code."""
     return main(
         [str(word) for word in argv],
-        open_source=lambda path, dtype: toy_source(**source),
+        open_source=lambda *_: toy_source(**source),
         make_slots=lambda *args: slots_of(make_decode_fn(*args)),
     )
 

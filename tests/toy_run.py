@@ -139,7 +139,7 @@ def run_toy(argv, calls=None, **source):
     """`main` with the toy model; returns its exit code."""
     return main(
         [str(word) for word in argv],
-        open_source=lambda path, dtype: toy_source(**source),
+        open_source=lambda *_: toy_source(**source),
         make_slots=lambda denoiser, cfg: toy_make_slots(denoiser, cfg, calls=calls),
     )
 

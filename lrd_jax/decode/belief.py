@@ -1,7 +1,8 @@
 """What a prediction says: entropy, KL, soft embeddings. Pure maths, by rows.
 
 Everything here is float32 and works on R rows of the output head at once; rows never
-mix, so a row's numbers do not depend on its neighbours.
+mix, so a row's numbers do not depend on its neighbours. Where the vocabulary is split
+over devices, `[R, V]` arrays are this device's part, and the rest is for all of it.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from lrd_jax.base import Denoiser, Params
 from lrd_jax.decode.nucleus import mean_embeddings, nucleus
+from lrd_jax.decode.vocabulary import WHOLE, Vocabulary
 
 TILE_BYTES = 128 * 2**20  # Largest float32 `[2 R, V]` array of one tile.
 # A tile this small stays in the caches of a CPU, but with fewer than 128 rows (256 for
@@ -32,6 +34,7 @@ class Prediction(NamedTuple):
         entropy: `[R]` nats.
         best: `[R]` the likeliest token, the first of equals.
         best_prob: `[R]` its probability.
+        vocab: how the axis V lies.
     """
 
     logits: Float[Array, "R V"]
@@ -40,6 +43,7 @@ class Prediction(NamedTuple):
     entropy: Float[Array, " R"]
     best: Int[Array, " R"]
     best_prob: Float[Array, " R"]
+    vocab: Vocabulary = WHOLE
 
 
 # Chooses a token for each row and how eagerly to commit it (higher goes first).
@@ -74,46 +78,30 @@ class Reading(NamedTuple):
     finite: Bool[Array, "..."]
 
 
-def predict(logits: Float[Array, "R V"], excluded: int | None) -> Prediction:
+def predict(
+    logits: Float[Array, "R V"], excluded: int | None, vocab: Vocabulary = WHOLE
+) -> Prediction:
     """Softmax and its summary; `excluded` is a token that gets probability 0."""
     if excluded is not None:
-        barred = jnp.arange(logits.shape[-1]) == excluded
+        barred = vocab.ids(logits) == excluded
         logits = jnp.where(barred[None, :], -jnp.inf, logits)
-    highest = jnp.max(logits, axis=-1, keepdims=True)
+    highest = vocab.max(logits)[:, None]
     shifted = logits - highest
     masses = jnp.exp(shifted)
-    total = jnp.sum(masses, axis=-1, keepdims=True)
+    total = vocab.sum(masses)[:, None]
     probs, log_probs = masses / total, shifted - jnp.log(total)
-    best = _first(logits == highest)
+    best = vocab.first(logits == highest)
+    # 0 log 0 counts as 0; the product itself is 0 * -inf = NaN.
+    terms = jnp.where(probs > 0, probs * log_probs, 0.0)
     return Prediction(
         logits=logits,
         log_probs=log_probs,
         probs=probs,
-        entropy=jnp.maximum(-_sum_where_positive(probs, probs * log_probs), 0.0),
+        entropy=jnp.maximum(-vocab.sum(terms), 0.0),
         best=best,
-        best_prob=_at(probs, best),
+        best_prob=vocab.at(probs, best),
+        vocab=vocab,
     )
-
-
-def _first(marked: Bool[Array, "R V"]) -> Int[Array, " R"]:
-    """The first marked token; the last of all where none is, as in a row of NaN.
-
-    `argmax` finds it too, but XLA for CPU walks through that one number at a time.
-    """
-    last = marked.shape[-1] - 1
-    ids = jnp.arange(last + 1, dtype=jnp.int32)
-    return jnp.min(jnp.where(marked, ids[None, :], last), axis=-1)
-
-
-def _sum_where_positive(
-    probs: Float[Array, "R V"], terms: Float[Array, "R V"]
-) -> Float[Array, " R"]:
-    # 0 log 0 counts as 0; the product itself is 0 * -inf = NaN.
-    return jnp.sum(jnp.where(probs > 0, terms, 0.0), axis=-1)
-
-
-def _at(values: Float[Array, "R V"], ids: Int[Array, " R"]) -> Float[Array, " R"]:
-    return jnp.take_along_axis(values, ids[:, None], axis=-1)[:, 0]
 
 
 def kl_divergence(new: Prediction, old: Prediction) -> Float[Array, " R"]:
@@ -123,7 +111,8 @@ def kl_divergence(new: Prediction, old: Prediction) -> Float[Array, " R"]:
     threshold of 0 means "never".
     """
     terms = new.probs * (new.log_probs - old.log_probs)
-    return jnp.maximum(_sum_where_positive(new.probs, terms), 0.0)
+    terms = jnp.where(new.probs > 0, terms, 0.0)
+    return jnp.maximum(new.vocab.sum(terms), 0.0)
 
 
 def mix_weight(
@@ -147,21 +136,33 @@ def soft_embeddings(
 
 
 def keep_likely(
-    logits: Float[Array, "R V"], top_p: float, top_k: int | None
+    logits: Float[Array, "R V"],
+    top_p: float,
+    top_k: int | None,
+    vocab: Vocabulary = WHOLE,
 ) -> Float[Array, "R V"]:
     """Sets the logits outside the nucleus, then outside the k likeliest, to -inf."""
     if top_p < 1:
-        inside = nucleus(jax.nn.softmax(logits, axis=-1), top_p)
+        inside = nucleus(vocab.softmax(logits), top_p, vocab)
         logits = jnp.where(inside, logits, -jnp.inf)
-    if top_k is not None and top_k < logits.shape[-1]:
-        least = jax.lax.top_k(logits, top_k)[0][:, -1:]
+    if top_k is not None and top_k < vocab.size(logits):
+        here = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0]
+        least = vocab.best_of(here, top_k)[:, -1:]
         logits = jnp.where(logits >= least, logits, -jnp.inf)
     return logits
 
 
-def draw(logits: Float[Array, "R V"], keys: Key[Array, " R"]) -> Int[Array, " R"]:
-    """One sample of each row's softmax, by its own key."""
-    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+def draw(
+    logits: Float[Array, "R V"], keys: Key[Array, " R"], vocab: Vocabulary = WHOLE
+) -> Int[Array, " R"]:
+    """One sample of each row's softmax, by its own key: argmax(logits + Gumbel).
+
+    The noise is that of `jax.random.categorical`, however the vocabulary is split.
+    """
+    shape = (vocab.size(logits),)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, shape, jnp.float32))(keys)
+    score = logits + vocab.own(noise)
+    return vocab.first(score == vocab.max(score)[:, None])
 
 
 def read_rows(
@@ -194,11 +195,15 @@ def read_rows(
     """
     excluded = None if predicts_mask else denoiser.mask_id
     logits = denoiser.logits(params, jnp.concatenate([hidden, old_hidden]))
+    vocab = Vocabulary(shards=denoiser.vocab_size // logits.shape[-1])
     new_logits, old_logits = jnp.split(logits, 2)
-    new, old = predict(new_logits, excluded), predict(old_logits, excluded)
+    new = predict(new_logits, excluded, vocab)
+    old = predict(old_logits, excluded, vocab)
     token, score = pick(new, keys)
     if top_p > 0:
-        expected, size = mean_embeddings(denoiser, params, new.probs, still_open, top_p)
+        expected, size = mean_embeddings(
+            denoiser, params, new.probs, still_open, top_p, vocab
+        )
     else:
         expected = jnp.zeros(hidden.shape, jnp.float32)
         size = jnp.full(hidden.shape[:1], jnp.nan, jnp.float32)
@@ -207,12 +212,12 @@ def read_rows(
         best=new.best,
         best_prob=new.best_prob,
         token=token,
-        token_prob=_at(new.probs, token),
+        token_prob=vocab.at(new.probs, token),
         score=score,
         kl=kl_divergence(new, old),
         expected=expected,
         nucleus_size=size,
-        finite=jnp.all(jnp.isfinite(new_logits), axis=-1),
+        finite=vocab.all(jnp.isfinite(new_logits)),
     )
 
 

@@ -7,7 +7,7 @@ import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lrd_jax.base import Denoiser, KVCache
+from lrd_jax.base import Denoiser, KVCache, Params
 from lrd_jax.config import DecodeConfig
 
 
@@ -35,12 +35,14 @@ class CacheState:
     num_full: Int[Array, " B"]
 
 
-def empty_cache(denoiser: Denoiser, embeds: Float[Array, "B T D"]) -> CacheState:
+def empty_cache(
+    denoiser: Denoiser, params: Params, embeds: Float[Array, "B T D"]
+) -> CacheState:
     """The cache of rows that have not had a forward yet, in the dtype of `embeds`."""
     batch, length, _ = embeds.shape
     zero = jnp.zeros(batch, jnp.int32)
     return CacheState(
-        slots=denoiser.init_cache(batch, length, embeds.dtype),
+        slots=denoiser.init_cache(params, batch, length, embeds.dtype),
         age=zero,
         drift=jnp.zeros(batch, jnp.float32),
         waiting=jnp.zeros(batch, bool),

@@ -20,6 +20,7 @@ from lrd_jax.decode.state import (
     put_window,
     take_window,
 )
+from lrd_jax.decode.vocabulary import WHOLE, Vocabulary
 
 KLASS_KL = 0.01  # The published defaults of KLASS.
 KLASS_STEPS = 2
@@ -47,19 +48,24 @@ def pick(
     elif cfg.commit_order == "confidence":
         score = prediction.best_prob
     else:
-        score = margin(prediction.probs, prediction.best)
+        score = margin(prediction.probs, prediction.best, prediction.vocab)
     if cfg.temperature == 0:
         return prediction.best, score
     tempered = belief.keep_likely(
-        prediction.logits / cfg.temperature, cfg.sample_top_p, cfg.sample_top_k
+        prediction.logits / cfg.temperature,
+        cfg.sample_top_p,
+        cfg.sample_top_k,
+        prediction.vocab,
     )
-    return belief.draw(tempered, keys), score
+    return belief.draw(tempered, keys, prediction.vocab), score
 
 
-def margin(probs: Float[Array, "R V"], best: Int[Array, " R"]) -> Float[Array, " R"]:
+def margin(
+    probs: Float[Array, "R V"], best: Int[Array, " R"], vocab: Vocabulary = WHOLE
+) -> Float[Array, " R"]:
     """p1 - p2, the lead of the likeliest token over the next."""
-    is_best = jnp.arange(probs.shape[-1])[None, :] == best[:, None]
-    return jnp.max(probs, axis=-1) - jnp.max(jnp.where(is_best, 0.0, probs), axis=-1)
+    is_best = vocab.ids(probs)[None, :] == best[:, None]
+    return vocab.max(probs) - vocab.max(jnp.where(is_best, 0.0, probs))
 
 
 def ranks(

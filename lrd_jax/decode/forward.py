@@ -128,7 +128,7 @@ def _seats(
 
     hidden, slots = carry
     embeds = of_seats(state.embeds)
-    empty = plan.denoiser.init_cache(*embeds.shape[:2], embeds.dtype)
+    empty = plan.denoiser.init_cache(params, *embeds.shape[:2], embeds.dtype)
     whole, filled = plan.denoiser.hidden(
         params, embeds, of_seats(state.positions), of_seats(state.key_mask), empty
     )

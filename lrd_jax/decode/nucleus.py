@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lrd_jax.base import Denoiser, Params
+from lrd_jax.decode.vocabulary import WHOLE, Vocabulary
 
 FEW = 64  # Gathering as many embeddings costs a row a fifth of the dense product.
 DENSE_ROWS = 64  # Rows of one dense product: fewer would waste reads of the table.
@@ -66,7 +67,9 @@ def small_nucleus(
     return threshold, reached | complete
 
 
-def search_threshold(probs: Float[Array, "R V"], top_p: float) -> Float[Array, " R"]:
+def search_threshold(
+    probs: Float[Array, "R V"], top_p: float, vocab: Vocabulary = WHOLE
+) -> Float[Array, " R"]:
     """The largest value whose tokens `p >= value` hold at least `top_p` of the mass.
 
     Exact without sorting V: non-negative floats are ordered like their bit patterns,
@@ -76,6 +79,7 @@ def search_threshold(probs: Float[Array, "R V"], top_p: float) -> Float[Array, "
     Args:
         probs: `[R, V]` float32, each row summing to one.
         top_p: mass, in (0, 1].
+        vocab: how the axis V lies.
 
     Returns:
         `[R]`; 0, which lets all tokens in, where rounding keeps the sum below `top_p`.
@@ -88,7 +92,7 @@ def search_threshold(probs: Float[Array, "R V"], top_p: float) -> Float[Array, "
         low, high = bounds
         middle = low + (high - low) // 2
         inside = probs >= value(middle)[:, None]
-        enough = jnp.sum(jnp.where(inside, probs, 0.0), axis=-1) >= top_p
+        enough = vocab.sum(jnp.where(inside, probs, 0.0)) >= top_p
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
     low = jnp.zeros(len(probs), jnp.int32)
@@ -97,11 +101,13 @@ def search_threshold(probs: Float[Array, "R V"], top_p: float) -> Float[Array, "
     return value(low)
 
 
-def nucleus(probs: Float[Array, "R V"], top_p: float) -> Bool[Array, "R V"]:
+def nucleus(
+    probs: Float[Array, "R V"], top_p: float, vocab: Vocabulary = WHOLE
+) -> Bool[Array, "R V"]:
     """N_i: which tokens make up `top_p` of the mass (SPEC of Eq. 3)."""
     if top_p >= 1:
         return jnp.ones(probs.shape, bool)
-    return probs >= search_threshold(probs, top_p)[:, None]
+    return probs >= search_threshold(probs, top_p, vocab)[:, None]
 
 
 def mean_embeddings(
@@ -110,6 +116,7 @@ def mean_embeddings(
     probs: Float[Array, "R V"],
     wanted: Bool[Array, " R"],
     top_p: float,
+    vocab: Vocabulary = WHOLE,
 ) -> tuple[Float[Array, "R D"], Float[Array, " R"]]:
     """Mean embedding over the nucleus, and how many tokens of positive mass are in it.
 
@@ -119,32 +126,34 @@ def mean_embeddings(
         probs: `[R, V]` float32, each row summing to one.
         wanted: `[R]` rows to average for; the others get 0 and a size of NaN.
         top_p: mass, in (0, 1].
+        vocab: how the axis V lies.
 
     Returns:
         `[R, D]` float32 and `[R]`.
     """
-    count = min(FEW, probs.shape[1])
-    values, ids = top_tokens(probs, count)
-    threshold, known = small_nucleus(values, top_p, complete=count == probs.shape[1])
-    kept, size = _keep(values, threshold)
-    # Products and sum, not a matrix product: XLA then needs no float32 copy of the
-    # embeddings, and float32 is not rounded on the way.
-    embeds = denoiser.embed(params, ids).astype(jnp.float32)
-    expected = jnp.sum(kept[..., None] * embeds, axis=1)
+    count = min(FEW, vocab.size(probs))
+    values, column = top_tokens(probs, min(FEW, probs.shape[1]))
+    threshold, known = small_nucleus(
+        vocab.best_of(values, count), top_p, complete=count == vocab.size(probs)
+    )
+    # A device's own likeliest hold all that it has of a nucleus of `count` tokens.
+    kept, size = _keep(values, threshold, vocab)
+    expected = denoiser.expect(params, kept, column)
     known &= wanted
     expected = jnp.where(known[:, None], expected, 0.0)
     size = jnp.where(known, size, jnp.nan)
-    return _add_large(denoiser, params, probs, wanted & ~known, top_p, expected, size)
+    large = wanted & ~known
+    return _add_large(denoiser, params, probs, large, top_p, vocab, expected, size)
 
 
 def _keep(
-    values: Float[Array, "R n"], threshold: Float[Array, " R"]
+    values: Float[Array, "R n"], threshold: Float[Array, " R"], vocab: Vocabulary
 ) -> tuple[Float[Array, "R n"], Float[Array, " R"]]:
     """Probabilities renormalised over the nucleus, and how many of them are above 0."""
     inside = values >= threshold[:, None]
     kept = jnp.where(inside, values, 0.0)
-    size = jnp.sum(kept > 0, axis=-1).astype(jnp.float32)
-    return kept / jnp.sum(kept, axis=-1, keepdims=True), size
+    size = vocab.sum(kept > 0).astype(jnp.float32)
+    return kept / vocab.sum(kept)[:, None], size
 
 
 def _add_large(
@@ -153,6 +162,7 @@ def _add_large(
     probs: Float[Array, "R V"],
     large: Bool[Array, " R"],
     top_p: float,
+    vocab: Vocabulary,
     expected: Float[Array, "R D"],
     size: Float[Array, " R"],
 ) -> tuple[Float[Array, "R D"], Float[Array, " R"]]:
@@ -168,8 +178,10 @@ def _add_large(
         place = turn * share + jnp.arange(share)
         row = order[jnp.minimum(place, rows - 1)]
         chosen = probs[row]
-        low = jnp.zeros(share) if top_p >= 1 else search_threshold(chosen, top_p)
-        kept, found = _keep(chosen, low)
+        low = jnp.zeros(share)
+        if top_p < 1:
+            low = search_threshold(chosen, top_p, vocab)
+        kept, found = _keep(chosen, low, vocab)
         to = jnp.where(place < count, row, rows)  # `rows` is nowhere: dropped.
         return (
             expected.at[to].set(denoiser.expect(params, kept), mode="drop"),

@@ -49,24 +49,22 @@ def _llada_pick(
     keys: Array,
 ) -> tuple[Int[Array, " R"], Float[Array, " R"]]:
     token_keys, score_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    logits = prediction.logits
-    vocabulary = jnp.arange(logits.shape[-1])
+    logits, vocab = prediction.logits, prediction.vocab
     if cfg.logits_eos_inf:
-        is_end = vocabulary == eos_ids[0]
+        is_end = vocab.ids(logits) == eos_ids[0]
         logits = jnp.where(is_end[None, :], -jnp.inf, logits)
     if cfg.temperature == 0:
-        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        token = vocab.first(logits == vocab.max(logits)[:, None])
     else:
         # argmax(z + T * Gumbel) is a sample of softmax(z / T).
-        token = belief.draw(logits / cfg.temperature, token_keys)
+        token = belief.draw(logits / cfg.temperature, token_keys, vocab)
     if cfg.remasking == "random":
         return token, jax.vmap(jax.random.uniform)(score_keys)
     if cfg.confidence_eos_eot_inf:
-        ends = jnp.isin(vocabulary, jnp.asarray(eos_ids))
+        ends = jnp.isin(vocab.ids(logits), jnp.asarray(eos_ids))
         logits = jnp.where(ends[None, :], -jnp.inf, logits)
     # A barred token has probability 0 here, and so its position goes last.
-    probs = jax.nn.softmax(logits, axis=-1)
-    return token, jnp.take_along_axis(probs, token[:, None], axis=-1)[:, 0]
+    return token, vocab.at(vocab.softmax(logits), token)
 
 
 def _llada_choose(
@@ -120,22 +118,22 @@ def _dream_pick(
     cfg: DreamConfig, prediction: belief.Prediction, keys: Array
 ) -> tuple[Int[Array, " R"], Float[Array, " R"]]:
     token_keys, score_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    logits = prediction.logits
+    logits, vocab = prediction.logits, prediction.vocab
     if cfg.temperature > 0:
         logits = logits / cfg.temperature
-    logits = belief.keep_likely(logits, cfg.sample_top_p, cfg.sample_top_k)
-    filtered = belief.predict(logits, excluded=None)
+    logits = belief.keep_likely(logits, cfg.sample_top_p, cfg.sample_top_k, vocab)
+    filtered = belief.predict(logits, None, vocab)
     token = filtered.best
     if cfg.temperature > 0:
-        token = belief.draw(logits, token_keys)
+        token = belief.draw(logits, token_keys, vocab)
     if cfg.alg == "origin":
         return token, jax.vmap(jax.random.uniform)(score_keys)
     if cfg.alg == "entropy":
         score = -filtered.entropy
     elif cfg.alg == "topk_margin":
-        score = margin(filtered.probs, filtered.best)
+        score = margin(filtered.probs, filtered.best, vocab)
     else:
-        score = jnp.take_along_axis(filtered.probs, token[:, None], axis=-1)[:, 0]
+        score = vocab.at(filtered.probs, token)
     if cfg.alg_temp > 0:
         # The top n of score / T + Gumbel are n draws without replacement.
         score = score / cfg.alg_temp + jax.vmap(jax.random.gumbel)(score_keys)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from lrd_jax.base import Denoiser, KVCache, Params
+from lrd_jax.base import row_keys as row_keys
 from lrd_jax.decode.cache import CacheState, empty_cache
 
 
@@ -238,26 +239,6 @@ def select_rows(rows: Bool[Array, " B"], new: Any, old: Any) -> Any:
     return jax.tree.map(select, new, old, is_leaf=lambda x: isinstance(x, KVCache))
 
 
-def row_keys(key: Array, batch: int) -> Key[Array, " B"]:
-    """One key a row, from one key (row r folds in r) or from one key per row.
-
-    Accepts new-style keys and raw uint32 ones.
-
-    Raises:
-        ValueError: neither a scalar key nor `batch` keys.
-    """
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
-    if key.shape == ():
-        rows = jnp.arange(batch, dtype=jnp.uint32)
-        return jax.vmap(lambda r: jax.random.fold_in(key, r))(rows)
-    if key.shape != (batch,):
-        raise ValueError(
-            f"`key` must be one key or one per row ({batch}), got shape {key.shape}."
-        )
-    return key
-
-
 def init_state(
     denoiser: Denoiser,
     params: Params,
@@ -314,7 +295,7 @@ def init_state(
             has_work, StopReason.RUNNING, StopReason.COMMITTED
         ).astype(jnp.int32),
         record=_blank_record(batch, budget, gen_length // block_length, gen_length),
-        cache=empty_cache(denoiser, embeds) if cached else None,
+        cache=empty_cache(denoiser, params, embeds) if cached else None,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from lrd_jax import figure
-from lrd_jax.cli import MAX_SEED, OptionalText
+from lrd_jax.cli import MAX_SEED, MeshFlag, OptionalText, Switch
 from lrd_jax.errors import UserError
 from lrd_jax.evaluation.methods import (
     ALL,
@@ -21,6 +21,8 @@ from lrd_jax.evaluation.methods import (
     read_entries,
     swept,
 )
+from lrd_jax.mesh_shape import parse_mesh
+from lrd_jax.quantization import kind_of
 from lrd_jax.tasks import Task, named
 
 
@@ -55,6 +57,11 @@ class Flags:
         batch_size: problems decoded together.
         seed: of the problems and of the random key.
         dtype: of the weights; by default as stored, and float32 on CPU.
+        quantize: int8 rounds all weights but the embedding table to int8.
+        quantize_embeddings: round the embedding table, too.
+        mesh: devices to decode on, as `data=4,model=2`: rows are spread over the first,
+            one copy of the weights is split over the second. By default all devices,
+            with as small a `model` as the weights allow; `auto` also says why.
     """
 
     ckpt: Annotated[OptionalText, _shown("DIR")] = None
@@ -75,6 +82,9 @@ class Flags:
     dtype: Annotated[Literal["float32", "bfloat16"] | None, tyro.conf.DisallowNone] = (
         None
     )
+    quantize: Annotated[Literal["int8"] | None, tyro.conf.DisallowNone] = None
+    quantize_embeddings: Switch = False
+    mesh: MeshFlag = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,6 +125,9 @@ def parse(argv: Sequence[str]) -> Request:
             raise UserError(f"`{flag}` must be at least 1, got {getattr(flags, name)}.")
     if not 0 <= flags.seed <= MAX_SEED:
         raise UserError(f"`--seed` must be in [0, {MAX_SEED}], got {flags.seed}.")
+    kind_of(flags.quantize, flags.quantize_embeddings)  # Raises where they clash.
+    if flags.mesh is not None:
+        parse_mesh(flags.mesh)
     members = find_members(_names(flags.tasks, "--tasks"))
     sweep = None if flags.sweep is None else parse_sweep(flags.sweep)
     methods = _methods(flags, sweep)

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from lrd_jax.devices import Placed
 from lrd_jax.evaluation.methods import Method
 from lrd_jax.evaluation.problems import Group, Problem
 from lrd_jax.report import make_record
@@ -38,20 +39,20 @@ class Runner:
         self,
         source: Source,
         groups: Sequence[Group],
-        make_slots: Callable[..., Any],
+        place: Callable[[], Placed],
         batch_size: int,
         seed: int,
     ) -> None:
         self._source = source
         self._groups = groups
-        self._make_slots = make_slots
+        self._place = place
         self._batch_size = batch_size
         self._seed = seed
 
     @functools.cached_property
-    def _model(self) -> tuple[Any, Any]:
-        """Denoiser and weights, read when the first problem is to be decoded."""
-        return self._source.load()
+    def _model(self) -> Placed:
+        """The weights are read when the first problem is to be decoded."""
+        return self._place()
 
     def run(self, method: Method, file: RunFile | None = None) -> list[Record]:
         """The records of all problems, in order.
@@ -87,8 +88,7 @@ class Runner:
 
         Groups are decoded one after the other, so each group's seconds are its own.
         """
-        denoiser, params = self._model
-        slots = self._make_slots(denoiser, method.cfg)
+        slots = self._model.make_slots(method.cfg)
         for group in self._groups:
             begin = min(done, len(group.problems))
             done -= begin
@@ -97,7 +97,7 @@ class Runner:
             # As for the whole group: a run taken up again compiles the same shapes.
             scheduler = Scheduler(
                 slots,
-                params,
+                self._model.params,
                 self._seed,
                 num_slots=min(self._batch_size, len(group.problems)),
                 config=self._source.config,

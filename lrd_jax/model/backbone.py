@@ -7,9 +7,14 @@ Parameters are a plain dict, the layers of `blocks` stacked on a leading axis L:
     blocks.attn.q [L, A H, D]   .k, .v [L, K H, D]   .out [L, A H, D]
     blocks.attn.q_bias [L, A H]   .k_bias, .v_bias [L, K H] where the family has them
     blocks.mlp.gate, .up [L, D, F]   .down [L, F, D], F the inner width of the MLP
+
+A matrix may be an `int8.QTensor` of that shape instead of an array.
+
+Inside a `jax.shard_map` they may be one device's part of V, of the heads A and K (or of
+A alone) and of F, see `lrd_jax.sharding`: shapes smaller than the config's say so, and
+what the parts give is then summed over the axis `model`.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -20,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lrd_jax.base import KVCache, Params
 from lrd_jax.config import ModelConfig
-from lrd_jax.model import layers
+from lrd_jax.model import int8, layers
 
 
 class Block(nnx.Module):
@@ -71,17 +76,29 @@ def init_params(
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
-def abstract_params(cfg: ModelConfig, dtype: DTypeLike = jnp.float32) -> Params:
-    """Shapes and dtypes of the parameters, without making them."""
-    init = functools.partial(init_params, cfg, dtype=dtype)
+def abstract_params(
+    cfg: ModelConfig, dtype: DTypeLike = jnp.float32, quantization: str | None = None
+) -> Params:
+    """Shapes and dtypes of the parameters, without making them.
+
+    Args:
+        cfg: the model.
+        dtype: of the weights, those that int8 stands for included.
+        quantization: which matrices are in int8, one of `quantization.KINDS`.
+    """
+
+    def init(key: jax.Array) -> Params:
+        return int8.quantise_params(init_params(cfg, key, dtype), quantization)
+
     return jax.eval_shape(init, jax.random.key(0))
 
 
 def init_cache(
-    cfg: ModelConfig, batch: int, length: int, dtype: DTypeLike = jnp.float32
+    cfg: ModelConfig, params: Params, batch: int, length: int, dtype: DTypeLike
 ) -> KVCache:
-    """An empty cache of `length` slots a row."""
-    shape = (cfg.num_layers, batch, length, cfg.num_kv_heads, cfg.head_dim)
+    """An empty cache of `length` slots a row, for the heads whose weights are here."""
+    num_heads = params["blocks"]["attn"]["k"].shape[1] // cfg.head_dim
+    shape = (cfg.num_layers, batch, length, num_heads, cfg.head_dim)
     return KVCache(keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype))
 
 

@@ -7,7 +7,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from lrd_jax.base import MODEL
 from lrd_jax.config import ModelConfig
+from lrd_jax.model.int8 import QTensor, unpack
 
 
 def at_least_float32(dtype: DTypeLike) -> np.dtype:
@@ -21,7 +23,9 @@ def precision_for(dtype: DTypeLike) -> jax.lax.Precision | None:
 
 
 def project(
-    x: Float[Array, "B n in_"], kernel: Float[Array, "_ _"], transposed: bool = False
+    x: Float[Array, "B n in_"],
+    kernel: Float[Array, "_ _"] | QTensor,
+    transposed: bool = False,
 ) -> Float[Array, "B n out"]:
     """`x @ kernel`, or `x @ kernel.T`, in the dtype of the weights.
 
@@ -30,8 +34,31 @@ def project(
     """
     flat = x.reshape(-1, x.shape[-1])
     axes = (((1,), (1 if transposed else 0,)), ((), ()))
-    out = jax.lax.dot_general(flat, kernel, axes, precision_for(kernel.dtype))
+    factor, scale = unpack(kernel)
+    out = jax.lax.dot_general(
+        flat,
+        factor,
+        axes,
+        precision_for(kernel.dtype),
+        # Rounded once, after the scale.
+        preferred_element_type=None if scale is None else scale.dtype,
+    )
+    if scale is not None:
+        out = (out * scale[None]).astype(x.dtype)
     return out.reshape(*x.shape[:-1], out.shape[-1])
+
+
+def sum_parts(
+    out: Float[Array, "B n D"], kernel: Float[Array, "F D"] | QTensor, whole: int
+) -> Float[Array, "B n D"]:
+    """Adds up what each device's rows of a last matrix give, unless it has all.
+
+    Args:
+        out: the product with `kernel`.
+        kernel: the matrix, or this device's rows of it.
+        whole: how many rows all of it has.
+    """
+    return out if len(kernel) == whole else jax.lax.psum(out, MODEL)
 
 
 def _initial(
@@ -105,6 +132,7 @@ class Attention(nnx.Module):
 
     def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs) -> None:
         width, self.head_dim = cfg.d_model, cfg.head_dim
+        self.num_heads, self.num_kv_heads = cfg.num_heads, cfg.num_kv_heads
         q_width = cfg.num_heads * cfg.head_dim
         kv_width = cfg.num_kv_heads * cfg.head_dim
         # [out, in] for these three, heads side by side: any other layout is one that
@@ -147,6 +175,7 @@ class Attention(nnx.Module):
             values = write_slots(values, v, start, write)
             slots = keys, values
             k, v = keys.astype(q.dtype), values.astype(q.dtype)
+        k, v = self._of_queries(k, q.shape[2]), self._of_queries(v, q.shape[2])
         precision = precision_for(q.dtype)
         with (
             # It mixes dtypes inside, which strict promotion forbids for bfloat16.
@@ -157,14 +186,26 @@ class Attention(nnx.Module):
             mixed = jax.nn.dot_product_attention(
                 q, k, v, mask=key_mask[:, None, None, :]
             )
-        flat = mixed.reshape(*x.shape[:2], -1)
-        return project(flat, self.out[...]), slots
+        flat, out = mixed.reshape(*x.shape[:2], -1), self.out[...]
+        whole = self.num_heads * self.head_dim
+        return sum_parts(project(flat, out), out, whole), slots
+
+    def _of_queries(
+        self, heads: Float[Array, "B T K H"], num_queries: int
+    ) -> Float[Array, "B T _ H"]:
+        """The key or value heads that go with this device's query heads."""
+        if num_queries == self.num_heads or heads.shape[2] < self.num_kv_heads:
+            return heads  # Both are whole, or both are split alike.
+        first = jax.lax.axis_index(MODEL) * num_queries
+        query = first + jnp.arange(num_queries)
+        return heads[:, :, query // (self.num_heads // self.num_kv_heads)]
 
 
 class GatedMLP(nnx.Module):
     """`down(silu(gate(x)) * up(x))`."""
 
     def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        self.width = cfg.mlp_dim
         self.gate = _initial(rngs, (cfg.d_model, cfg.mlp_dim), cfg.d_model)
         self.up = _initial(rngs, (cfg.d_model, cfg.mlp_dim), cfg.d_model)
         self.down = _initial(rngs, (cfg.mlp_dim, cfg.d_model), cfg.mlp_dim)
@@ -172,4 +213,5 @@ class GatedMLP(nnx.Module):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         gate = project(x, self.gate[...])
         up = project(x, self.up[...])
-        return project(jax.nn.silu(gate) * up, self.down[...])
+        down = self.down[...]
+        return sum_parts(project(jax.nn.silu(gate) * up, down), down, self.width)

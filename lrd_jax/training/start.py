@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from lrd_jax import builtin, checkpoint
 from lrd_jax.base import Denoiser, Params
 from lrd_jax.config import ModelConfig
+from lrd_jax.errors import UserError
 from lrd_jax.model import backbone, families
 from lrd_jax.tokenizer import Tokenizer
 from lrd_jax.training import vocabulary
@@ -65,9 +66,15 @@ def from_checkpoint(path_or_name: str) -> Start:
     """Goes on from a converted checkpoint, or a built-in one.
 
     Raises:
-        UserError: not a checkpoint, or a damaged one.
+        UserError: not a checkpoint, a damaged one, or one in int8, which has no
+            gradient.
     """
     folder = builtin.find(path_or_name)
+    if checkpoint.read_quantization(folder) is not None:
+        raise UserError(
+            f"{folder}: its weights are in int8, which training cannot change; convert "
+            "the published checkpoint without `--quantize`."
+        )
     return Start(
         config=checkpoint.read_config(folder),
         tokenizer=Tokenizer.load(folder),

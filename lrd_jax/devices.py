@@ -1,0 +1,66 @@
+"""The devices that a command decodes on: one, or a mesh of them."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from lrd_jax import sharding
+from lrd_jax.base import MODEL, Params
+from lrd_jax.decode import slots
+from lrd_jax.decode.slots import Slots
+from lrd_jax.mesh_shape import AUTO, parse_mesh
+from lrd_jax.process import say
+from lrd_jax.source import Source
+
+
+class Placed(NamedTuple):
+    """A model whose weights are on their devices.
+
+    Attributes:
+        params: the weights.
+        make_slots: slots of a method's config, on the same devices.
+    """
+
+    params: Params
+    make_slots: Callable[[Any], Slots]
+
+
+def open_mesh(flag: str | None, source: Source) -> Mesh | None:
+    """The mesh that `--mesh` asks for; None where all is done by one device.
+
+    `auto` is the default, and if given says which mesh it chose and why.
+
+    Raises:
+        UserError: there are too few devices, or the weights do not fit them.
+    """
+    shape = None if flag is None else parse_mesh(flag)
+    mesh, line = sharding.open_mesh(
+        shape, source.config, source.dtype, source.quantization
+    )
+    if flag == AUTO:
+        say(line)
+    return mesh
+
+
+def place(
+    source: Source, mesh: Mesh | None, make_slots: Callable[..., Slots] | None = None
+) -> Placed:
+    """Reads the weights, each device's part straight onto it.
+
+    Args:
+        source: the checkpoint.
+        mesh: from `open_mesh`.
+        make_slots: `slots.make_slots`, or a test's own.
+    """
+    make_slots = make_slots or slots.make_slots
+    if mesh is None:
+        denoiser, params = source.load()
+        return Placed(params, functools.partial(make_slots, denoiser))
+    denoiser, params = source.load(mesh)
+    specs = sharding.specs(source.config, mesh.shape[MODEL], source.quantization)
+    return Placed(
+        params,
+        functools.partial(make_slots, denoiser, mesh=mesh, param_specs=specs),
+    )
