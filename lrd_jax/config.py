@@ -149,6 +149,10 @@ class DecodeConfig(WindowConfig):
             it; None for no such bound.
         cache_lane: rows of a batch that may do so in the same turn; the others wait,
             which changes when they are decoded but not to what.
+        trim_tail: once an end-of-text id is committed, open positions behind it are
+            padded at once, and a row's forwards leave out what of the window it no
+            longer needs, in quarters of G. Approximate: what is left out is no longer
+            attended to.
     """
 
     block_length: int | None = None
@@ -177,6 +181,7 @@ class DecodeConfig(WindowConfig):
     cache_refresh_steps: int | None = None
     cache_refresh_kl: float | None = None
     cache_lane: int = 1
+    trim_tail: bool = False
 
     method: ClassVar[str] = "lrd"
 
@@ -240,6 +245,11 @@ class DecodeConfig(WindowConfig):
             check(steps is None, "cache_refresh_steps", steps, why)
             check(kl is None, "cache_refresh_kl", kl, why)
             check(self.cache_lane == 1, "cache_lane", self.cache_lane, why)
+        if self.trim_tail:
+            why = "true with `trim_tail`, which takes away what lies behind an end"
+            check(self.stop_at_eos, "stop_at_eos", self.stop_at_eos, why)
+            why = "none with `trim_tail`: a cache holds the window in full"
+            check(self.cache == "none", "cache", self.cache, why)
         if self.refine_per_commit == -1:
             check(
                 self.max_refine_steps > 0,

@@ -73,6 +73,16 @@ CASES = {
     "eos": dict(stop_at_eos=True, eos=3.0, turn=2.0),
     "eos_blocks": dict(stop_at_eos=True, block_length=4, eos=2.5, turn=2.0),
     "eos_and_kl": dict(stop_at_eos=True, block_length=4, tau_decode=0.5, eos=3.0),
+    "trimmed": dict(stop_at_eos=True, trim_tail=True, eos=3.0, turn=2.0),
+    "trimmed_blocks": dict(
+        stop_at_eos=True, trim_tail=True, block_length=4, eos=2.5, threshold=0.5
+    ),
+    "trimmed_kl": dict(
+        stop_at_eos=True, trim_tail=True, tau_decode=0.5, eos=2.5, gen_length=10
+    ),
+    "trimmed_klass": dict(
+        stop_at_eos=True, trim_tail=True, klass_conf=0.3, klass_kl=0.4, eos=2.5
+    ),
     "one_forward": dict(max_steps=1),
     "capped_in_phase_1": dict(max_steps=3, tau_refine=0.0),
     "capped": dict(max_steps=6, block_length=4),

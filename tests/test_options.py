@@ -140,6 +140,12 @@ COMMITS = dict(
         dict(max_steps=3),
         lambda a, b: (b.num_forwards == 3).all() and (a.num_forwards > 3).all(),
     ),
+    trim_tail=Effect(
+        dict(trim_tail=True),
+        fewer_forwards,
+        base=dict(stop_at_eos=True),
+        liked=LIKES_EOS,
+    ),
 )
 CACHED = dict(
     cache=Effect(
@@ -334,6 +340,7 @@ BAD_DECODE = dict(
     cache_refresh_steps=COUNT,
     cache_refresh_kl=POSITIVE,
     cache_lane=[*COUNT, None],
+    trim_tail=FLAG,
 )
 BAD = {
     DecodeConfig: BAD_WINDOW | BAD_SAMPLING | BAD_DECODE,

@@ -19,6 +19,7 @@ from lrd_jax.decode.state import (
     put_at,
     put_window,
     take_window,
+    text_length,
 )
 from lrd_jax.decode.vocabulary import WHOLE, Vocabulary
 
@@ -154,7 +155,7 @@ def commit_step(
         chosen &= token != plan.denoiser.mask_id
     committed = _write_tokens(plan, params, state, chosen, token, prob)
     committed = soften(plan, params, committed, rows, plan.decode_weight)
-    return _close(plan, committed, rows)
+    return _close(plan, params, committed, rows)
 
 
 def _write_tokens(
@@ -190,8 +191,12 @@ def _write_tokens(
     )
 
 
-def _close(plan: Plan, state: DecodeState, rows: Bool[Array, " B"]) -> DecodeState:
+def _close(
+    plan: Plan, params: Params, state: DecodeState, rows: Bool[Array, " B"]
+) -> DecodeState:
     """Ends the block, or the row, where a commit left nothing more to do."""
+    if plan.cfg.trim_tail:
+        state = _trim_tail(plan, params, state, rows)
     full = ~jnp.any(state.block_open, axis=1)
     spent = jnp.zeros_like(full)
     if plan.block_steps is not None:
@@ -248,3 +253,21 @@ def _pad_behind_eos(
     padded = rows[:, None] & behind & ~state.committed
     tokens = jnp.where(padded, plan.denoiser.pad_id, state.tokens)
     return dataclasses.replace(state, tokens=tokens), jnp.any(padded, axis=1)
+
+
+def _trim_tail(
+    plan: Plan, params: Params, state: DecodeState, rows: Bool[Array, " B"]
+) -> DecodeState:
+    """Closes the open positions behind the first committed eos id, with the pad id."""
+    needed = text_length(state, plan.denoiser.eos_ids)[:, None]
+    behind = jnp.arange(state.tokens.shape[1])[None, :] >= needed
+    closed = rows[:, None] & behind & state.fillable & ~state.committed
+    pad_row = plan.denoiser.embed(params, jnp.int32(plan.denoiser.pad_id))
+    window = state.embeds[:, state.offset :]
+    window = jnp.where(closed[..., None], pad_row[None, None], window)
+    return dataclasses.replace(
+        state,
+        tokens=jnp.where(closed, plan.denoiser.pad_id, state.tokens),
+        fillable=state.fillable & ~closed,
+        embeds=state.embeds.at[:, state.offset :].set(window),
+    )

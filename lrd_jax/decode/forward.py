@@ -1,6 +1,7 @@
 """One forward of the model: in full, or over windows that read a cache for the rest."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lrd_jax.base import KVCache, Params
 from lrd_jax.decode.cache import is_stale, take_seats
 from lrd_jax.decode.plan import Plan
-from lrd_jax.decode.state import DecodeState, Phase, take_window
+from lrd_jax.decode.state import DecodeState, Phase, take_window, text_length
 
 # Hidden rows of the active blocks, and the keys and values of all positions: given a
 # cache, the model returns one.
@@ -29,8 +30,10 @@ def forward(
         Hidden rows of each active block, the state with its cache as written, and
         `[B]` the rows that were run; other rows' hidden rows mean nothing.
     """
+    if plan.cfg.trim_tail:
+        return _trimmed(plan, params, state, rows), state, rows
     if state.cache is None:
-        return _whole(plan, params, state), state, rows
+        return _whole(plan, params, state, state.key_mask), state, rows
     cache = state.cache
     needs = rows & ((state.phase == Phase.OPEN) | is_stale(plan.cfg, cache))
     lane = min(plan.cfg.cache_lane, rows.size)
@@ -61,13 +64,57 @@ def forward(
     return hidden, dataclasses.replace(state, cache=cache), windowed | seated
 
 
-def _whole(plan: Plan, params: Params, state: DecodeState) -> Float[Array, "B W D"]:
-    """All positions of all rows."""
+def trimmed_lengths(gen_length: int) -> list[int]:
+    """The lengths that a window can be cut to: quarters of it, rounded up."""
+    return sorted({-(-gen_length * quarter // 4) for quarter in (1, 2, 3, 4)})
+
+
+def _trimmed(
+    plan: Plan, params: Params, state: DecodeState, rows: Bool[Array, " B"]
+) -> Float[Array, "B W D"]:
+    """The prompt and as much of the window as the longest text of `rows` needs.
+
+    What a row attends to goes by its own text, so that its numbers are the same in any
+    company. Positions left out keep the hidden rows they had.
+    """
+    lengths = jnp.array(trimmed_lengths(state.tokens.shape[1]))
+    needed = text_length(state, plan.denoiser.eos_ids)
+    choice = jnp.searchsorted(lengths, needed)
+    seen = jnp.arange(state.tokens.shape[1])[None, :] < lengths[choice][:, None]
+    key_mask = state.key_mask.at[:, state.offset :].set(
+        state.key_mask[:, state.offset :] & seen
+    )
+
+    def run(length: int) -> Float[Array, "B W D"]:
+        return _whole(plan, params, state, key_mask, state.offset + length)
+
+    hidden = jax.lax.switch(
+        jnp.max(jnp.where(rows, choice, 0)),
+        [functools.partial(run, length) for length in trimmed_lengths(seen.shape[1])],
+    )
+    in_block = take_window(seen, state.block_start, state.block_length)
+    return jnp.where(in_block[..., None], hidden, state.belief.hidden)
+
+
+def _whole(
+    plan: Plan,
+    params: Params,
+    state: DecodeState,
+    key_mask: Bool[Array, "B T"],
+    length: int | None = None,
+) -> Float[Array, "B W D"]:
+    """All positions of all rows, or the first `length`: zeros stand for the others."""
+    total = state.embeds.shape[1]
+    length = total if length is None else length
 
     def run(embeds: Float[Array, "B T D"]) -> Float[Array, "B W D"]:
         hidden, _ = plan.denoiser.hidden(
-            params, embeds, state.positions, state.key_mask
+            params,
+            embeds[:, :length],
+            state.positions[:, :length],
+            key_mask[:, :length],
         )
+        hidden = jnp.pad(hidden, ((0, 0), (0, total - length), (0, 0)))
         start = state.offset + state.block_start
         return take_window(hidden, start, state.block_length)
 

@@ -103,7 +103,8 @@ class DecodeState:
     Attributes:
         key_mask: `[B, T]` True at real tokens and in the window. Fixed.
         positions: `[B, T]` rotary positions, 0 at a row's first real token. Fixed.
-        fillable: `[B, G]` True where a token is to be generated. Fixed.
+        fillable: `[B, G]` True where a token is to be generated. Fixed, but that
+            `trim_tail` takes away what lies behind an end of text.
         keys: `[B]` random key of each row. Fixed.
         embeds: `[B, T, D]` what the model reads: tokens, plain or soft masks.
         tokens: `[B, G]` the final id where `committed`, else the mask id; behind the
@@ -333,6 +334,13 @@ def _blank_record(batch: int, budget: int, num_blocks: int, gen_length: int) -> 
 
 def is_eos(tokens: Int[Array, "B G"], eos_ids: Sequence[int]) -> Bool[Array, "B G"]:
     return jnp.isin(tokens, jnp.asarray(eos_ids, tokens.dtype))
+
+
+def text_length(state: DecodeState, eos_ids: Sequence[int]) -> Int[Array, " B"]:
+    """Positions up to the first committed eos id, itself included; G without one."""
+    ends = state.committed & is_eos(state.tokens, eos_ids)
+    first = jnp.argmax(ends, axis=1).astype(jnp.int32) + 1
+    return jnp.where(jnp.any(ends, axis=1), first, state.tokens.shape[1])
 
 
 def finish(state: DecodeState, denoiser: Denoiser) -> DecodeResult:

@@ -37,6 +37,7 @@ class Options:
     klass_kl: float = 0.01
     klass_steps: int = 2
     max_steps: int | None = None
+    trim_tail: bool = False
 
 
 @dataclasses.dataclass
@@ -115,6 +116,7 @@ class Decoder:
             commit_entropy=[math.nan] * length,
         )
         self.p = {}  # Position of the active block -> its newest prediction.
+        self.trimmed = set()  # Positions that an end of text has taken away.
 
     # Decisions report here how close they were.
     def close_call(self, *distances):
@@ -132,9 +134,17 @@ class Decoder:
 
     def forward(self, block, phase):
         """Runs the model; returns D and the KL of each position (None at a start)."""
-        logits = self.model.logits(self.embeds)
-        new = {i: probabilities(logits[i], self.model.mask_id) for i in block}
-        each = None if phase == 0 else {i: kl(new[i], self.p[i]) for i in block}
+        logits = self.model.logits(self.embeds[: self.seen()])
+        new = {
+            i: probabilities(logits[i], self.model.mask_id)
+            if i < len(logits)
+            else self.p[i]
+            for i in block
+        }
+        each = None
+        if phase != 0:
+            counted = [i for i in block if i not in self.trimmed]
+            each = {i: kl(new[i], self.p[i]) for i in counted}
         self.p = new
         d = None if each is None else self.reduce(each, block)
         out, opts = self.out, self.options
@@ -148,6 +158,33 @@ class Decoder:
         else:
             out.nucleus_size.append(None)
         return d, each
+
+    def text_end(self):
+        """The position of the first committed end of text, or None."""
+        ends = (i for i in range(self.first, len(self.text)) if self.ends(i))
+        return next(ends, None)
+
+    def ends(self, i):
+        return self.text[i] in self.model.eos_ids
+
+    def seen(self):
+        """How many positions the next forward reads: the window in quarters."""
+        end, window = self.text_end(), len(self.text) - self.first
+        if not self.options.trim_tail or end is None:
+            return len(self.text)
+        quarters = (math.ceil(window * k / 4) for k in (1, 2, 3, 4))
+        return self.first + min(q for q in quarters if q > end - self.first)
+
+    def trim(self):
+        """Takes away what is open behind an end of text."""
+        end = self.text_end()
+        if not self.options.trim_tail or end is None:
+            return
+        for i in range(end, len(self.text)):
+            if self.is_open(i):
+                self.trimmed.add(i)
+                self.text[i] = self.model.pad_id
+                self.embeds[i] = self.model.table[self.model.pad_id]
 
     def mixed_tokens(self, position):
         chosen, slack = nucleus(self.p[position], self.options.top_p)
@@ -192,6 +229,7 @@ class Decoder:
             self.out.commit_step[i] = self.out.num_forwards - 1
             self.out.commit_prob[i] = p[token]
             self.out.commit_entropy[i] = entropy(p)
+        self.trim()
 
     def eagerness(self, position):
         p = sorted(self.p[position], reverse=True)
@@ -291,7 +329,7 @@ class Decoder:
                 behind = [j for j in range(i, len(self.text)) if self.is_open(j)]
                 for j in behind:
                     self.text[j] = self.model.pad_id
-                return bool(behind)
+                return bool(behind) or bool(self.trimmed)
         return False
 
     def decode_block(self, block):
