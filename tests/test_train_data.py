@@ -28,7 +28,7 @@ PHASES = (
 def tokenizer():
     texts = vocabulary.task_texts(count=40)
     backend = vocabulary.build_tokenizer(VocabularyConfig(size=300), texts)
-    return Tokenizer(backend, vocabulary.NAMED)
+    return Tokenizer(backend, vocabulary.NAMED, vocabulary.CHAT_TEMPLATE)
 
 
 @pytest.fixture(scope="module")
