@@ -11,7 +11,7 @@ from lrd_jax.base import Denoiser, Params
 from lrd_jax.batches import Batch, Row, stack
 from lrd_jax.benchmark.axes import Point, method_at, shape_at
 from lrd_jax.benchmark.clock import interleave
-from lrd_jax.benchmark.parts import part_runs, summarise_parts
+from lrd_jax.benchmark.parts import Run, part_runs, summarise_parts
 from lrd_jax.benchmark.request import Request
 from lrd_jax.benchmark.subject import random_ids, random_params
 from lrd_jax.config import ModelConfig
@@ -27,7 +27,7 @@ def measure_sweep(request: Request) -> dict[str, Any]:
     models = functools.cache(lambda vocab_size: _model(request, vocab_size))
     # The base point is on every axis, and is measured once.
     points = list(dict.fromkeys(p for points in request.sweep.values() for p in points))
-    runs = {}
+    runs: dict[str, Run] = {}
     for i, point in enumerate(points):
         config, denoiser, params = models(point.V)
         cfg = method_at(request.entries, name, point)

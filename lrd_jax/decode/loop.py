@@ -230,7 +230,7 @@ def read_window(
     step_keys = jax.vmap(jax.random.fold_in)(state.keys, state.step)
     # Noise belongs to a row, a step and a position, wherever they are in a batch.
     keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(step_keys, column)
-    rows = (
+    inputs = (
         hidden.reshape(-1, width),
         state.belief.hidden.reshape(-1, width),
         keys.reshape(-1),
@@ -245,7 +245,7 @@ def read_window(
             top_p=plan.mixing_top_p,
             predicts_mask=plan.predicts_mask,
         ),
-        rows,
+        inputs,
         belief.tile_rows(plan.denoiser.vocab_size),
     )
     return jax.tree.map(lambda x: x.reshape(batch, length, *x.shape[1:]), reading)

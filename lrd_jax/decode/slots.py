@@ -144,7 +144,7 @@ def _state_specs(cached: bool) -> DecodeState:
     names = [field.name for field in dataclasses.fields(DecodeState)]
     fields: dict[str, Any] = dict.fromkeys(names, P(DATA))
     if cached:
-        heads = P(None, DATA, None, MODEL)
+        heads: Any = P(None, DATA, None, MODEL)
         names = [field.name for field in dataclasses.fields(CacheState)]
         rows: dict[str, Any] = dict.fromkeys(names, P(DATA))
         fields["cache"] = CacheState(**rows | {"slots": KVCache(heads, heads)})

@@ -9,6 +9,7 @@ the product, `x @ (q * s) = (x @ q) * s`, and the weights never exist in another
 
 import functools
 import typing
+from typing import Any
 
 import flax.struct
 import jax
@@ -143,13 +144,15 @@ def quantise_params(params: Params, kind: str | None) -> Params:
 def quantise_specs(specs: Params, kind: str | None) -> Params:
     """How the parts of each `QTensor` are split, from how its matrix is."""
 
-    def one(path: tuple[jax.tree_util.DictKey, ...], spec: P) -> P | QTensor:
+    # A tree of specs has the shape of the tree of arrays, which types cannot say.
+    def one(path: tuple[jax.tree_util.DictKey, ...], spec: Any) -> P | QTensor:
         names = tuple(str(key.key) for key in path)
         axis = out_axis(names, kind)
         if axis is None:
             return spec
         ndim = 3 if names[0] == "blocks" else 2
-        return QTensor(int8=spec, scale=_scale_spec(spec, ndim, axis))
+        scale: Any = _scale_spec(spec, ndim, axis)
+        return QTensor(int8=spec, scale=scale)
 
     return jax.tree_util.tree_map_with_path(
         one, specs, is_leaf=lambda leaf: isinstance(leaf, P)
@@ -158,11 +161,12 @@ def quantise_specs(specs: Params, kind: str | None) -> Params:
 
 def shard_like(sharding: Sharding, ndim: int, out_axis: int) -> QTensor:
     """The shardings of a `QTensor` whose int8 has `sharding`: the scale follows it."""
-    scale = sharding
+    int8: Any = sharding
+    scale: Any = sharding
     if isinstance(sharding, NamedSharding):
         spec = _scale_spec(sharding.spec, ndim, out_axis)
         scale = NamedSharding(sharding.mesh, spec)
-    return QTensor(int8=sharding, scale=scale)
+    return QTensor(int8=int8, scale=scale)
 
 
 def _scale_spec(spec: P, ndim: int, out_axis: int) -> P:
