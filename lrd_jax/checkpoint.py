@@ -204,6 +204,9 @@ def _reader(
     folder = (path / PARAMS_DIR).absolute()
     context = ocp.Context()
     context.pytree.loading.partial_load = True
+    # Each process reads what its devices need, and waits for no other.
+    context.multiprocessing.primary_host = None
+    context.multiprocessing.active_processes = {jax.process_index()}
 
     def read(name: LeafPath, like: Any) -> Any:
         with context, _one_line_read_errors(path):

@@ -16,6 +16,7 @@ from lrd_jax import builtin
 from lrd_jax.config import METHODS, MethodConfig
 from lrd_jax.errors import UserError
 from lrd_jax.mesh_shape import parse_mesh
+from lrd_jax.processes import Meeting, parse_meeting
 from lrd_jax.quantization import kind_of
 from lrd_jax.settings import build, field_names, read_toml, unknown_name
 
@@ -34,6 +35,8 @@ def _shown(metavar: str) -> Any:
 
 
 MeshFlag = Annotated[OptionalText, _shown("data=N,model=N|auto")]
+CoordinatorFlag = Annotated[OptionalText, _shown("HOST:PORT|auto")]
+OptionalCount = Annotated[int | None, tyro.conf.DisallowNone, _shown("N")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,11 @@ class Flags(Generic[FieldsT]):
         mesh: devices to decode on, as `data=4,model=2`: rows are spread over the first,
             one copy of the weights is split over the second. By default all devices,
             with as small a `model` as the weights allow; `auto` also says why.
+        coordinator: address of process 0, the same for all of several processes that
+            share the prompts; `auto` for what JAX finds on a TPU pod slice, under Slurm
+            or Open MPI, which needs neither of the next two.
+        num_processes: how many processes there are.
+        process_id: which of them this is, from 0.
         timings: say on stderr how long starting, importing, loading, compiling and
             running took.
         decode: settings of the method.
@@ -87,6 +95,9 @@ class Flags(Generic[FieldsT]):
     quantize: Annotated[Literal["int8"] | None, tyro.conf.DisallowNone] = None
     quantize_embeddings: Switch = False
     mesh: MeshFlag = None
+    coordinator: CoordinatorFlag = None
+    num_processes: OptionalCount = None
+    process_id: OptionalCount = None
     timings: Switch = False
     decode: FieldsT
 
@@ -108,6 +119,7 @@ class Request:
         dtype: of the weights, or None for the default.
         quantization: what to round to int8, one of `quantization.KINDS`, or None.
         mesh: as typed, and well-formed; None for the default.
+        meeting: where several processes meet; None for one.
         timings: whether to tell where the time went.
     """
 
@@ -123,6 +135,7 @@ class Request:
     dtype: str | None
     quantization: str | None
     mesh: str | None
+    meeting: Meeting | None
     timings: bool
 
 
@@ -172,6 +185,9 @@ def parse(argv: Sequence[str]) -> Request:
         dtype=flags.dtype,
         quantization=kind_of(flags.quantize, flags.quantize_embeddings),
         mesh=flags.mesh,
+        meeting=parse_meeting(
+            flags.coordinator, flags.num_processes, flags.process_id, flags.output
+        ),
         timings=flags.timings,
     )
     _check_request(request)

@@ -9,26 +9,30 @@ import hashlib
 import json
 import math
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lrd_jax import processes
 from lrd_jax.cli import use_compilation_cache
 from lrd_jax.errors import UserError
 from lrd_jax.evaluation.plot import plot
 from lrd_jax.evaluation.request import Request, parse
 from lrd_jax.evaluation.statistics import summarise
 from lrd_jax.evaluation.table import tables
+from lrd_jax.parts import open_output
 from lrd_jax.process import exit_code, leave, nonfinite_code, say
+from lrd_jax.processes import Team
 from lrd_jax.quantization import kind_of
-from lrd_jax.runfile import RunFile
 from lrd_jax.settings import plain
 from lrd_jax.source import Source, open_checkpoint
 from lrd_jax.staging import one_line_disk_errors, write_atomically
 
 # Modules that import JAX are imported in the functions that use them.
 
-META = ".jsonl.meta.json"  # What `RunFile` puts beside the records of a method.
+# What is beside the records of a method, or a process's part of them.
+META = r".*\.jsonl(\.part-[0-9]+-of-[0-9]+)?\.meta\.json"
 
 
 def main(
@@ -56,6 +60,8 @@ def _run(
     open_source: Callable[..., Source],
     make_slots: Callable[..., Any] | None,
 ) -> int:
+    team = processes.join(request.meeting)
+
     from lrd_jax import devices
     from lrd_jax.evaluation.problems import make_groups
 
@@ -74,19 +80,10 @@ def _run(
         gen_length=flags.gen_length,
         source=source,
     )
-    settings = _settings(request, source, groups, mesh)
-    records = _measure_all(request, source, groups, settings, place)
-    report = make_report(request, settings, groups, records)
-    text = tables(report)
-    if flags.output is not None:
-        folder = pathlib.Path(flags.output)
-        write_atomically(
-            folder / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n"
-        )
-        write_atomically(folder / "table.md", text)
-    print(text, end="")
-    if flags.plot is not None:
-        plot(report, flags.plot)
+    settings = _settings(request, source, groups, mesh, team)
+    records = _measure_all(request, source, groups, settings, place, team)
+    if team.leads:
+        _tell(request, make_report(request, settings, groups, records))
     return nonfinite_code(
         [
             f"{record['id']} ({name})"
@@ -97,15 +94,30 @@ def _run(
     )
 
 
+def _tell(request: Request, report: dict[str, Any]) -> None:
+    """Writes, prints and draws the figures."""
+    flags, text = request.flags, tables(report)
+    if flags.output is not None:
+        folder = pathlib.Path(flags.output)
+        write_atomically(
+            folder / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n"
+        )
+        write_atomically(folder / "table.md", text)
+    print(text, end="")
+    if flags.plot is not None:
+        plot(report, flags.plot)
+
+
 def _measure_all(
     request: Request,
     source: Source,
     groups: Sequence[Any],
     settings: dict[str, Any],
     place: Callable[[], Any],
+    team: Team,
 ) -> dict[str, list[Any]]:
     """The records of each method; those that an earlier run has left are kept."""
-    from lrd_jax.evaluation.run import Runner
+    from lrd_jax.evaluation.run import Runner, read_records
 
     flags = request.flags
     ids = [problem.row.id for group in groups for problem in group.problems]
@@ -114,19 +126,23 @@ def _measure_all(
         return {method.name: runner.run(method) for method in request.methods}
     folder = pathlib.Path(flags.output)
     _check_folder(folder)
+    paths = {method.name: folder / f"{method.name}.jsonl" for method in request.methods}
     with contextlib.ExitStack() as stack:
         # All at once: a file that is refused is found before hours are spent.
         files = {
             method.name: stack.enter_context(
-                RunFile(
-                    folder / f"{method.name}.jsonl",
+                open_output(
+                    paths[method.name],
                     settings | {"method": method.cfg.method} | plain(method.cfg),
                     ids,
+                    team,
                 )
             )
             for method in request.methods
         }
-        return {m.name: runner.run(m, files[m.name]) for m in request.methods}
+        for method in request.methods:
+            runner.run_into(*files[method.name], method)
+    return {name: read_records(path) for name, path in paths.items()}
 
 
 def _check_folder(folder: pathlib.Path) -> None:
@@ -139,7 +155,7 @@ def _check_folder(folder: pathlib.Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         names = sorted(path.name for path in folder.iterdir())
     others = [name for name in names if not name.endswith((".lock", ".part"))]
-    if others and not any(name.endswith(META) for name in others):
+    if others and not any(re.fullmatch(META, name) for name in others):
         raise UserError(
             f"{folder} holds {others[0]} and no records of an evaluation; choose "
             "another `--output`."
@@ -147,7 +163,7 @@ def _check_folder(folder: pathlib.Path) -> None:
 
 
 def _settings(
-    request: Request, source: Source, groups: Sequence[Any], mesh: Any
+    request: Request, source: Source, groups: Sequence[Any], mesh: Any, team: Team
 ) -> dict[str, Any]:
     """What the records of all methods depend on, flat."""
     import importlib.metadata
@@ -170,6 +186,7 @@ def _settings(
         # The answers do not depend on it, but the seconds do.
         "batch_size": flags.batch_size,
         "mesh": {} if mesh is None else dict(mesh.shape),
+        "processes": team.count,
         "problems_sha256": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
     }
 

@@ -11,9 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import lrd_jax.cli
+from lrd_jax import processes
 from lrd_jax.cli import Request, use_compilation_cache
 from lrd_jax.jobs import jobs_from_file, jobs_from_prompts
+from lrd_jax.parts import open_output
 from lrd_jax.process import exit_code, leave, nonfinite_code, say
+from lrd_jax.processes import Team
 from lrd_jax.runfile import RunFile
 from lrd_jax.settings import plain
 from lrd_jax.source import Source, open_checkpoint
@@ -65,6 +68,7 @@ def _run(
         jobs, input_hash = jobs_from_file(request.input)
     else:
         jobs, input_hash = jobs_from_prompts(request.prompts)
+    team = processes.join(request.meeting)
     with timings.phase("import"):
         _import_modules()
 
@@ -90,15 +94,23 @@ def _run(
         for job in jobs
     ]
     if request.output is None:
-        return _decode(request, source, rows, None, place, timings)
+        return _decode(request, source, rows, None, place, timings, print)
     settings = _settings(request, source, input_hash)
-    with RunFile(request.output, settings, [row.id for row in rows]) as file:
+    ids = [row.id for row in rows]
+    with open_output(request.output, settings, ids, team) as (file, share):
+        rows = rows[share]
         if file.num_done == len(rows):
-            say(f"{request.output} is complete: {len(rows)} results; nothing to do.")
+            say(f"{file.path} is complete: {len(rows)} results; nothing to do.")
             return nonfinite_code(file.nonfinite)
         if file.num_done:
-            say(f"{request.output}: {file.num_done} of {len(rows)} are done already.")
-        return _decode(request, source, rows, file, place, timings)
+            say(f"{file.path}: {file.num_done} of {len(rows)} are done already.")
+        tell = print if team.count == 1 else functools.partial(_say_part, team)
+        return _decode(request, source, rows, file, place, timings, tell)
+
+
+def _say_part(team: Team, figures: str) -> None:
+    # To stderr: they are no result, and no process knows all of them.
+    say(f"process {team.id} of {team.count}: {figures}")
 
 
 def _import_modules() -> None:
@@ -118,6 +130,7 @@ def _decode(
     file: RunFile | None,
     place: Callable[[], Any],
     timings: Timings,
+    tell: Callable[[str], None],
 ) -> int:
     """Decodes the rows that are not done and hands each on as it ends."""
     from tqdm import tqdm
@@ -154,7 +167,7 @@ def _decode(
             bar.update()
     timings.seconds["compile"] = scheduler.compile_seconds
     timings.seconds["run"] = scheduler.run_seconds
-    print(totals.figures(scheduler.compile_seconds, scheduler.run_seconds))
+    tell(totals.figures(scheduler.compile_seconds, scheduler.run_seconds))
     return nonfinite_code(totals.nonfinite)
 
 

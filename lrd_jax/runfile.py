@@ -6,10 +6,11 @@ order, so what is done is always a first part of the input.
 """
 
 import fcntl
+import itertools
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lrd_jax.errors import UserError
@@ -31,13 +32,23 @@ class RunFile:
         path: str | os.PathLike[str],
         settings: Mapping[str, Any],
         ids: Sequence[int | str],
+        *,
+        lock: bool = True,
     ) -> None:
-        """Names the file; `ids` are those of all results it is to hold, in order."""
+        """Names the file.
+
+        Args:
+            path: of the file.
+            settings: that make its results.
+            ids: of all results it is to hold, in order.
+            lock: whether it is to be written; if not, it may only be read.
+        """
         self.path = pathlib.Path(path)
         self.num_done = 0
         self.nonfinite: list[int | str] = []
         self._settings = dict(settings)
         self._ids = list(ids)
+        self._locks = lock
         self._keep = 0  # Bytes of whole lines; what follows is half-written.
         self._lock: int | None = None
         self._file: Any = None
@@ -60,7 +71,8 @@ class RunFile:
         try:
             if self.path.exists() and not self.path.is_file():
                 raise UserError(f"{self.path}: cannot be written: not a regular file.")
-            self._lock = _take_lock(self.lock_path)
+            if self._locks:
+                self._lock = _take_lock(self.lock_path)
             if self.path.exists():
                 self._check_settings()
                 self._read_done()
@@ -80,7 +92,9 @@ class RunFile:
         self._release()
 
     def start(self) -> None:
-        """Writes the settings and cuts off a half-written last line."""
+        """Writes the settings and cuts off a half-written last line; only once."""
+        if self._file is not None:
+            return
         try:
             if not self.path.exists():
                 write_atomically(self.meta_path, _meta_text(self._settings))
@@ -95,6 +109,27 @@ class RunFile:
         lines = [json.dumps(record, allow_nan=False) + "\n" for record in records]
         try:
             self._file.write("".join(lines).encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def lines(self) -> Iterator[bytes]:
+        """The results that the file held when it was opened."""
+        if self.num_done:
+            with open(self.path, "rb") as file:
+                yield from itertools.islice(file, self.num_done)
+
+    def extend(self, lines: Iterable[bytes]) -> None:
+        """Adds the lines of results that another run has made, and counts them.
+
+        Raises:
+            UserError: as for `append`, or one is not the result that comes next.
+        """
+        try:
+            for line in lines:
+                self._count(line)
+                self._file.write(line)
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -136,11 +171,14 @@ class RunFile:
             for line in file:
                 if not line.endswith(b"\n"):
                     break  # The writer was killed within this line.
-                record = self._read_record(line)
-                if record.get("stop_reason") == "nonfinite":
-                    self.nonfinite.append(record["id"])
-                self.num_done += 1
-                self._keep += len(line)
+                self._count(line)
+
+    def _count(self, line: bytes) -> None:
+        record = self._read_record(line)
+        if record.get("stop_reason") == "nonfinite":
+            self.nonfinite.append(record["id"])
+        self.num_done += 1
+        self._keep += len(line)
 
     def _read_record(self, line: bytes) -> dict[str, Any]:
         number = self.num_done + 1

@@ -211,22 +211,30 @@ def open_mesh(
     dtype: DTypeLike,
     quantization: str | None = None,
 ) -> tuple[Mesh | None, str]:
-    """The mesh that a command asks for, or the one that `choose_mesh` chooses.
+    """The mesh over a process's own devices that a command asks for, or the best one.
 
     Returns:
         The mesh, None where it is a single device and nothing is to be spread; and one
         line that says which mesh and why.
 
     Raises:
-        UserError: as for `make_mesh` and `choose_mesh`.
+        UserError: as for `make_mesh` and `choose_mesh`; the devices are several
+            processes'.
     """
-    devices, why = jax.devices(), "as asked"
+    devices, why = jax.local_devices(), "as asked"
     if shape is None and len(devices) == 1:
         shape, why = MeshShape(1, 1), "there is one device"
     elif shape is None:
         memory = (devices[0].memory_stats() or {}).get("bytes_limit")
         shape, why = choose_mesh(config, dtype, len(devices), memory, quantization)
-    mesh = make_mesh(shape)
+    needed = (shape.data or 1) * shape.model
+    if jax.process_count() > 1 and needed > len(devices):
+        raise UserError(
+            f"`--mesh` asks for {needed} devices, and a process has {len(devices)}: it "
+            "says what each process does, and a mesh over several of them is not "
+            "supported by the commands yet."
+        )
+    mesh = make_mesh(shape, devices)
     chosen = MeshShape(mesh.shape[DATA], mesh.shape[MODEL])
     line = f"mesh {chosen}: " + "; ".join([why, *whole_parts(config, chosen.model)])
     return (mesh if mesh.size > 1 else None), line

@@ -10,7 +10,14 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from lrd_jax import figure
-from lrd_jax.cli import MAX_SEED, MeshFlag, OptionalText, Switch
+from lrd_jax.cli import (
+    MAX_SEED,
+    CoordinatorFlag,
+    MeshFlag,
+    OptionalCount,
+    OptionalText,
+    Switch,
+)
 from lrd_jax.errors import UserError
 from lrd_jax.evaluation.methods import (
     ALL,
@@ -22,6 +29,7 @@ from lrd_jax.evaluation.methods import (
     swept,
 )
 from lrd_jax.mesh_shape import parse_mesh
+from lrd_jax.processes import Meeting, parse_meeting
 from lrd_jax.quantization import kind_of
 from lrd_jax.tasks import Task, named
 
@@ -62,6 +70,11 @@ class Flags:
         mesh: devices to decode on, as `data=4,model=2`: rows are spread over the first,
             one copy of the weights is split over the second. By default all devices,
             with as small a `model` as the weights allow; `auto` also says why.
+        coordinator: address of process 0, the same for all of several processes that
+            share the problems; `auto` for what JAX finds on a TPU pod slice, under
+            Slurm or Open MPI, which needs neither of the next two.
+        num_processes: how many processes there are.
+        process_id: which of them this is, from 0.
     """
 
     ckpt: Annotated[OptionalText, _shown("DIR")] = None
@@ -85,6 +98,9 @@ class Flags:
     quantize: Annotated[Literal["int8"] | None, tyro.conf.DisallowNone] = None
     quantize_embeddings: Switch = False
     mesh: MeshFlag = None
+    coordinator: CoordinatorFlag = None
+    num_processes: OptionalCount = None
+    process_id: OptionalCount = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,6 +113,7 @@ class Request:
         methods: in the order of the table, their names unique.
         baseline: name of the method to compare with; None for no comparison.
         sweep: the setting that differs between methods, or None.
+        meeting: where several processes meet; None for one.
     """
 
     flags: Flags
@@ -104,6 +121,7 @@ class Request:
     methods: list[Method]
     baseline: str | None
     sweep: Sweep | None
+    meeting: Meeting | None
 
 
 def parse(argv: Sequence[str]) -> Request:
@@ -128,6 +146,9 @@ def parse(argv: Sequence[str]) -> Request:
     kind_of(flags.quantize, flags.quantize_embeddings)  # Raises where they clash.
     if flags.mesh is not None:
         parse_mesh(flags.mesh)
+    meeting = parse_meeting(
+        flags.coordinator, flags.num_processes, flags.process_id, flags.output
+    )
     members = find_members(_names(flags.tasks, "--tasks"))
     sweep = None if flags.sweep is None else parse_sweep(flags.sweep)
     methods = _methods(flags, sweep)
@@ -139,6 +160,7 @@ def parse(argv: Sequence[str]) -> Request:
         methods=methods,
         baseline=_baseline(flags.baseline, methods),
         sweep=sweep,
+        meeting=meeting,
     )
 
 

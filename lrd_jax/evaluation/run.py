@@ -54,42 +54,45 @@ class Runner:
         """The weights are read when the first problem is to be decoded."""
         return self._place()
 
-    def run(self, method: Method, file: RunFile | None = None) -> list[Record]:
-        """The records of all problems, in order.
+    def run(self, method: Method) -> list[Record]:
+        """The records of all problems, in order."""
+        return [*itertools.chain(*self._parts(method, self._groups, 0))]
+
+    def run_into(self, file: RunFile, share: slice, method: Method) -> None:
+        """Decodes the problems whose records `file` lacks.
 
         Args:
+            file: holds those that are done, and takes the others.
+            share: which of all problems it is for.
             method: how to decode.
-            file: holds those that are done, and takes the others; None for memory.
         """
-        count = sum(len(group.problems) for group in self._groups)
-        done = 0 if file is None else file.num_done
-        records: list[Record] = []
-        if done < count:
-            if file is not None:
-                file.start()
-            hidden = not sys.stderr.isatty()
-            with tqdm(
-                total=count,
-                initial=done,
-                desc=method.name,
-                unit="problem",
-                disable=hidden,
-            ) as bar:
-                for part in self._parts(method, done):
-                    if file is not None:
-                        file.append(part)
-                    else:
-                        records += part
-                    bar.update(len(part))
-        return records if file is None else _read_records(file.path)
+        groups = share_of(self._groups, share)
+        if file.num_done < sum(len(group.problems) for group in groups):
+            file.start()
+            for part in self._parts(method, groups, file.num_done):
+                file.append(part)
 
-    def _parts(self, method: Method, done: int) -> Iterator[list[Record]]:
-        """The records of the problems behind the first `done`, a few at a time.
+    def _parts(
+        self, method: Method, groups: Sequence[Group], done: int
+    ) -> Iterator[list[Record]]:
+        """The records behind the first `done`, a few at a time, with a progress bar."""
+        with tqdm(
+            total=sum(len(group.problems) for group in groups),
+            initial=done,
+            desc=method.name,
+            unit="problem",
+            disable=not sys.stderr.isatty(),
+        ) as bar:
+            for part in self._measured(method, groups, done):
+                yield part
+                bar.update(len(part))
 
-        Groups are decoded one after the other, so each group's seconds are its own.
-        """
+    def _measured(
+        self, method: Method, groups: Sequence[Group], done: int
+    ) -> Iterator[list[Record]]:
+        """As `_parts`; a group after the other, so each one's seconds are its own."""
         slots = self._model.make_slots(method.cfg)
-        for group in self._groups:
+        for group in groups:
             begin = min(done, len(group.problems))
             done -= begin
             if begin == len(group.problems):
@@ -148,6 +151,16 @@ def score(problems: Sequence[Problem], responses: Sequence[str]) -> list[bool]:
     return correct
 
 
-def _read_records(path: pathlib.Path) -> list[Record]:
+def share_of(groups: Sequence[Group], share: slice) -> list[Group]:
+    """The groups with those of their problems that are in a share of all problems."""
+    problems = [problem for group in groups for problem in group.problems]
+    mine = {problem.row.id for problem in problems[share]}
+    return [
+        Group(group.name, [p for p in group.problems if p.row.id in mine])
+        for group in groups
+    ]
+
+
+def read_records(path: pathlib.Path) -> list[Record]:
     """The records of a complete run."""
     return [json.loads(line) for line in path.read_bytes().splitlines()]

@@ -1,0 +1,180 @@
+"""Several processes that share a run: who they are, and what they tell each other.
+
+Each decodes rows of its own, on its own devices. What passes between them are a few
+words through JAX's coordination service, never an array.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+from lrd_jax.errors import UserError
+from lrd_jax.staging import first_line
+
+# JAX is imported in the functions, so that a mistake in a flag is answered without it.
+
+AUTO = "auto"
+# One process may have decoded its rows long before another; those that die are found
+# by JAX's heartbeats.
+PATIENCE_MS = 7 * 24 * 3600 * 1000
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Meeting:
+    """Where the processes of a run find each other.
+
+    Attributes:
+        coordinator: HOST:PORT of process 0, or `auto` for what JAX finds by itself.
+        num_processes: how many there are; None with `auto`.
+        process_id: which of them this is, from 0; None with `auto`.
+    """
+
+    coordinator: str
+    num_processes: int | None = None
+    process_id: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Team:
+    """The processes that share a run, seen from one of them.
+
+    Attributes:
+        id: which of them this is, from 0.
+        count: how many there are.
+    """
+
+    id: int = 0
+    count: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the one process that does what is done once."""
+        return self.id == 0
+
+    def exchange(self, step: str, text: str) -> list[str]:
+        """The texts of all processes, in order, once each has told its own.
+
+        Args:
+            step: what it is about; each step happens once in a run.
+            text: of this process.
+
+        Raises:
+            UserError: another process has died.
+        """
+        if self.count == 1:
+            return [text]
+        # As Orbax does it: JAX's public barriers are collectives, which would need
+        # programs over all devices and give up on a process that is slower.
+        from jax import errors
+        from jax._src.distributed import global_state
+
+        client, prefix = global_state.client, f"lrd_jax/{step}"
+        assert client is not None
+        try:
+            client.key_value_set(f"{prefix}/{self.id}", text)
+            client.wait_at_barrier(f"{prefix}/all", PATIENCE_MS)
+            return [
+                client.blocking_key_value_get(f"{prefix}/{i}", PATIENCE_MS)
+                for i in range(self.count)
+            ]
+        except errors.JaxRuntimeError as error:
+            raise UserError(
+                "another process of this run has ended; what is done is kept: start "
+                f"all of them again with the same commands ({first_line(error)})."
+            ) from None
+
+    def together(self, step: str, act: Callable[[], T]) -> T:
+        """What `act` gives here, once it has succeeded in every process.
+
+        Args:
+            step: as for `exchange`.
+            act: may raise a `UserError`, which then all processes raise.
+
+        Raises:
+            UserError: it failed, here or in another process.
+        """
+        try:
+            made = act()
+        except UserError as error:
+            self.exchange(step, str(error))
+            raise
+        for process, message in enumerate(self.exchange(step, "")):
+            if message:
+                raise UserError(f"process {process}: {message}")
+        return made
+
+
+def parse_meeting(
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    output: str | None,
+) -> Meeting | None:
+    """What the flags of these names ask for; None for one process.
+
+    Raises:
+        UserError: one of them is not well-formed, or they do not go together.
+    """
+    given = {"--num-processes": num_processes, "--process-id": process_id}
+    if coordinator is None:
+        for flag, value in given.items():
+            if value is not None:
+                raise UserError(
+                    f"`{flag} {value}` needs `--coordinator HOST:PORT` of process 0."
+                )
+        return None
+    if output is None:
+        raise UserError(
+            "`--coordinator` needs `--output`: the results of several processes are "
+            "put together in a file."
+        )
+    if coordinator == AUTO:
+        for flag, value in given.items():
+            if value is not None:
+                raise UserError(
+                    f"`--coordinator auto` finds all by itself: leave out `{flag} "
+                    f"{value}`, or give HOST:PORT of process 0."
+                )
+        return Meeting(AUTO)
+    match = re.fullmatch(r"\S+:([0-9]{1,5})", coordinator)
+    if match is None or not 1 <= int(match[1]) <= 65535:
+        raise UserError(
+            "`--coordinator` must be HOST:PORT of process 0, as `10.0.0.1:1234`, or "
+            f"`auto`, got {coordinator!r}."
+        )
+    if num_processes is None or process_id is None:
+        raise UserError(
+            f"`--coordinator {coordinator}` needs `--num-processes N` and "
+            "`--process-id I`; only `auto` does without."
+        )
+    if num_processes < 1:
+        raise UserError(f"`--num-processes` must be at least 1, got {num_processes}.")
+    if not 0 <= process_id < num_processes:
+        raise UserError(
+            f"`--process-id` must be in [0, {num_processes}), as `--num-processes` "
+            f"says, got {process_id}."
+        )
+    return Meeting(coordinator, num_processes, process_id)
+
+
+def join(meeting: Meeting | None) -> Team:
+    """Meets the other processes; call it before JAX computes anything.
+
+    Raises:
+        UserError: they were not found.
+    """
+    if meeting is None:
+        return Team()
+    import jax
+
+    address = None if meeting.coordinator == AUTO else meeting.coordinator
+    try:
+        jax.distributed.initialize(address, meeting.num_processes, meeting.process_id)
+    except (ValueError, RuntimeError) as error:
+        reason = first_line(error)
+        if address is None:
+            reason += " Give `--coordinator HOST:PORT` and its two companions instead."
+        raise UserError(f"`--coordinator {meeting.coordinator}`: {reason}") from None
+    return Team(jax.process_index(), jax.process_count())
