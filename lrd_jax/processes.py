@@ -6,6 +6,7 @@ words through JAX's coordination service, never an array.
 
 import dataclasses
 import re
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -15,9 +16,7 @@ from lrd_jax.staging import first_line
 # JAX is imported in the functions, so that a mistake in a flag is answered without it.
 
 AUTO = "auto"
-# One process may have decoded its rows long before another; those that die are found
-# by JAX's heartbeats.
-PATIENCE_MS = 7 * 24 * 3600 * 1000
+PAUSE = 0.2  # Seconds between two looks at what the others have told.
 T = TypeVar("T")
 
 
@@ -65,25 +64,24 @@ class Team:
         """
         if self.count == 1:
             return [text]
-        # As Orbax does it: JAX's public barriers are collectives, which would need
-        # programs over all devices and give up on a process that is slower.
+        # JAX's public barriers are collectives: programs over all devices, which give up
+        # on a slower process. A process that dies is found by JAX's heartbeats.
         from jax import errors
         from jax._src.distributed import global_state
 
-        client, prefix = global_state.client, f"lrd_jax/{step}"
+        client, folder = global_state.client, f"lrd_jax/{step}/"
         assert client is not None
         try:
-            client.key_value_set(f"{prefix}/{self.id}", text)
-            client.wait_at_barrier(f"{prefix}/all", PATIENCE_MS)
-            return [
-                client.blocking_key_value_get(f"{prefix}/{i}", PATIENCE_MS)
-                for i in range(self.count)
-            ]
+            client.key_value_set(f"{folder}{self.id}", text)
+            while len(told := client.key_value_dir_get(folder)) < self.count:
+                time.sleep(PAUSE)  # Which Ctrl-C ends, unlike a wait inside of JAX.
         except errors.JaxRuntimeError as error:
             raise UserError(
                 "another process of this run has ended; what is done is kept: start "
                 f"all of them again with the same commands ({first_line(error)})."
             ) from None
+        of_process = {int(key.rpartition("/")[2]): text for key, text in told}
+        return [of_process[process] for process in range(self.count)]
 
     def together(self, step: str, act: Callable[[], T]) -> T:
         """What `act` gives here, once it has succeeded in every process.
