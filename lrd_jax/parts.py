@@ -44,7 +44,7 @@ def open_output(
             different settings; a process has died.
     """
     path = pathlib.Path(path)
-    _check_same(team, path, [dict(settings), list(ids)])
+    _check_same(team, [path.name, dict(settings), list(ids)])
     with contextlib.ExitStack() as stack:
 
         def start() -> tuple[RunFile, RunFile, slice]:
@@ -68,15 +68,15 @@ def open_output(
                     _join(whole, settings, ids)
                 _remove_parts(path)
 
-        whole, file, share = team.together(f"{path}: start", start)
+        whole, file, share = team.together(start)
         yield file, share
-        team.exchange(f"{path}: decoded", "")
-        team.together(f"{path}: joined", finish)
+        team.exchange()  # All have decoded.
+        team.together(finish)
 
 
-def _check_same(team: Team, path: pathlib.Path, told: Any) -> None:
+def _check_same(team: Team, told: Any) -> None:
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-    for process, theirs in enumerate(team.exchange(f"{path}: settings", digest)):
+    for process, theirs in enumerate(team.exchange(digest)):
         if theirs != digest:
             raise UserError(
                 f"process {process} has other settings or another input than process "

@@ -5,9 +5,10 @@ words through JAX's coordination service, never an array.
 """
 
 import dataclasses
+import itertools
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from lrd_jax.errors import UserError
@@ -46,30 +47,31 @@ class Team:
 
     id: int = 0
     count: int = 1
+    _steps: Iterator[int] = dataclasses.field(
+        default_factory=itertools.count, repr=False, compare=False
+    )
 
     @property
     def leads(self) -> bool:
         """Whether this is the one process that does what is done once."""
         return self.id == 0
 
-    def exchange(self, step: str, text: str) -> list[str]:
+    def exchange(self, text: str = "") -> list[str]:
         """The texts of all processes, in order, once each has told its own.
 
-        Args:
-            step: what it is about; each step happens once in a run.
-            text: of this process.
+        All call this, and `together`, equally often.
 
         Raises:
             UserError: another process has died.
         """
         if self.count == 1:
             return [text]
-        # JAX's public barriers are collectives: programs over all devices, which give up
-        # on a slower process. A process that dies is found by JAX's heartbeats.
+        # JAX's public barriers are collectives: programs over all devices, which do not
+        # wait long for a slower one. Who dies is found by JAX's heartbeats.
         from jax import errors
         from jax._src.distributed import global_state
 
-        client, folder = global_state.client, f"lrd_jax/{step}/"
+        client, folder = global_state.client, f"lrd_jax/{next(self._steps)}/"
         assert client is not None
         try:
             client.key_value_set(f"{folder}{self.id}", text)
@@ -83,11 +85,10 @@ class Team:
         of_process = {int(key.rpartition("/")[2]): text for key, text in told}
         return [of_process[process] for process in range(self.count)]
 
-    def together(self, step: str, act: Callable[[], T]) -> T:
+    def together(self, act: Callable[[], T]) -> T:
         """What `act` gives here, once it has succeeded in every process.
 
         Args:
-            step: as for `exchange`.
             act: may raise a `UserError`, which then all processes raise.
 
         Raises:
@@ -96,9 +97,9 @@ class Team:
         try:
             made = act()
         except UserError as error:
-            self.exchange(step, str(error))
+            self.exchange(str(error))
             raise
-        for process, message in enumerate(self.exchange(step, "")):
+        for process, message in enumerate(self.exchange()):
             if message:
                 raise UserError(f"process {process}: {message}")
         return made

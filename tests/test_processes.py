@@ -165,7 +165,7 @@ def test_a_checkpoint_is_read_by_each_for_itself(tmp_path, start):
 class Alone(Team):
     """One of several processes, when nobody waits for the others."""
 
-    def exchange(self, step, text):
+    def exchange(self, text=""):
         return [text] * self.count
 
 
@@ -267,12 +267,12 @@ def test_a_nonfinite_row_of_a_part_is_known(tmp_path, capsys):
 
 def test_what_failed_elsewhere_fails_here():
     class Two(Team):
-        def exchange(self, step, text):
+        def exchange(self, text=""):
             return [text, "no room"]
 
     with pytest.raises(UserError, match=r"^process 1: no room$"):
-        Two(0, 2).together("start", lambda: 1)
-    assert Team().together("start", lambda: 1) == 1
+        Two(0, 2).together(lambda: 1)
+    assert Team().together(lambda: 1) == 1
 
 
 def changed(**values):
