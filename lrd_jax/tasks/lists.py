@@ -49,6 +49,7 @@ _LOOKUP = (
     "Table: {items}. Find {wanted}",
     "Given {items}, look up {wanted}",
 )
+LARGEST = 50  # Of the numbers in a list.
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -70,7 +71,7 @@ def _instance(
 
 
 def _numbers(rng: random.Random) -> list[int]:
-    return [between(rng, 0, 99) for _ in range(between(rng, 3, 5))]
+    return [between(rng, 0, LARGEST) for _ in range(between(rng, 3, 5))]
 
 
 def _words(rng: random.Random) -> list[str]:
@@ -149,7 +150,7 @@ def _filter(
 
 
 def _filter_numbers(rng: random.Random) -> Instance:
-    bound = between(rng, 10, 90)
+    bound = between(rng, 5, LARGEST - 5)
     rules: list[tuple[str, Callable[[int], bool]]] = [
         ("even", lambda n: n % 2 == 0),
         ("odd", lambda n: n % 2 == 1),
@@ -179,7 +180,7 @@ def _filter_words(rng: random.Random) -> Instance:
 
 def _copy(rng: random.Random) -> Instance:
     items = [
-        str(between(rng, 0, 99)) if chance(rng, 0.3) else pick(rng, WORDS)
+        str(between(rng, 0, LARGEST)) if chance(rng, 0.3) else pick(rng, WORDS)
         for _ in range(between(rng, 2, 5))
     ]
     text = pick(rng, (", ", "-")).join(items)
@@ -193,7 +194,7 @@ def _lookup(rng: random.Random) -> Instance:
     keys = sample(rng, NAMES if chance(rng, 0.5) else WORDS, count)
     values: Sequence[object]
     if chance(rng, 0.5):
-        values = [between(rng, 0, 99) for _ in range(count)]
+        values = [between(rng, 0, LARGEST) for _ in range(count)]
     else:
         values = [w for w in sample(rng, WORDS, 2 * count) if w not in keys][:count]
     table = dict(zip(keys, values, strict=True))
