@@ -30,11 +30,11 @@ from lrd_jax.config import (
     ModelConfig,
 )
 from lrd_jax.decode.loop import make_decode_fn
-from lrd_jax.decode.nucleus import FEW
+from lrd_jax.decode.nucleus import few
 from lrd_jax.mesh_shape import MeshShape
 from lrd_jax.model import backbone, families
 
-# The vocabularies divide by 8 into parts of more than `nucleus.FEW` tokens, and no
+# The vocabularies divide by 8 into parts of more than `nucleus.few` tokens, and no
 # other axis is as long: an array of that length is one over the vocabulary.
 LLADA = ModelConfig(
     family="llada",
@@ -207,7 +207,7 @@ def check_collectives(found, cfg, shape):
         return
     own = np.arange(8).reshape(shape.data, shape.model)
     lengths = {cfg.vocab_size, cfg.vocab_size // shape.model}
-    candidates = {FEW * shape.model, TOP_K * shape.model}
+    candidates = {few(cfg.vocab_size) * shape.model, TOP_K * shape.model}
     assert len(found) > 2
     for kind, shapes, groups in found:
         assert groups == set(map(tuple, own.tolist())), (kind, groups)

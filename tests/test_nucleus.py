@@ -14,7 +14,8 @@ from lrd_jax.decode import nucleus
 from lrd_jax.model import backbone, families
 
 R = 40
-SMALL, LARGE = 24, 4096  # Vocabularies: one that `FEW` tokens exhaust, and a wide one.
+SMALL, LARGE = 24, 4096  # Vocabularies.
+FEW = nucleus.few(LARGE)
 nucleus_of = jax.jit(nucleus.nucleus, static_argnums=1)
 top_tokens = jax.jit(nucleus.top_tokens, static_argnums=1)
 
@@ -37,10 +38,10 @@ def rows_of(kind, vocab_size=LARGE, rows=R):
         p = rng.choice(
             [1.0, 2.0, 400.0, 4000.0], (rows, vocab_size), p=[0.4, 0.5, 0.09, 0.01]
         )
-    elif kind == "nearly few":  # Exactly FEW tokens tied at the top, then a tail.
+    elif kind == "nearly few":  # Exactly `few` tokens tied at the top, then a tail.
         p = np.full((rows, vocab_size), 1e-5)
         for row in p:
-            row[rng.permutation(vocab_size)[: nucleus.FEW]] = 1
+            row[rng.permutation(vocab_size)[:FEW]] = 1
     elif kind == "mixed":  # Rows of small nuclei and of large ones, next to each other.
         scale = np.where(np.arange(rows) % 3 == 0, 12.0, 1.5)[:, None]
         p = np.exp(scale * rng.normal(size=(rows, vocab_size)))
@@ -178,7 +179,7 @@ def test_mean_embeddings_are_those_of_float64(kind, dtype, top_p):
     assert clear.sum() > 0.6 * R
     np.testing.assert_array_equal(size[clear], count[clear])
     # Only a dense product rounds the probabilities, see `families`.
-    unit = np.where((dtype == jnp.bfloat16) & (count > nucleus.FEW - 1), 2**-8, 0)
+    unit = np.where((dtype == jnp.bfloat16) & (count > FEW - 1), 2**-8, 0)
     bound = (unit[:, None] + 4e-6) * magnitude + 1e-7
     assert (np.abs(got - want) <= bound)[clear].all()
 
@@ -187,10 +188,10 @@ def test_the_kinds_of_rows_take_both_ways():
     """Else the tests above would not compare what they seem to."""
     sizes = {kind: np.asarray(mean(rows_of(kind))[1]) for kind in KINDS}
     assert (sizes["flat"] == LARGE).all()
-    assert (sizes["nearly few"] == nucleus.FEW).all()
-    assert (sizes["sharp"] < nucleus.FEW).all()
-    assert (sizes["mixed"][::3] < nucleus.FEW).all()
-    assert (sizes["mixed"][1::3] > nucleus.FEW).all()
+    assert (sizes["nearly few"] == FEW).all()
+    assert (sizes["sharp"] < FEW).all()
+    assert (sizes["mixed"][::3] < FEW).all()
+    assert (sizes["mixed"][1::3] > FEW).all()
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64, 65, 200])

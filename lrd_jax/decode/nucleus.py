@@ -1,6 +1,6 @@
 """The nucleus, the likeliest tokens that hold `top_p` of the mass, and its mean.
 
-Most nuclei are small, and are then found among the `FEW` likeliest tokens. Only rows
+Most nuclei are small, and are then found among the `few` likeliest tokens. Only rows
 with a larger one pay for passes over the vocabulary and for a dense product with the
 embedding table. Which way a row goes depends on that row alone, so its numbers are the
 same in any company.
@@ -15,9 +15,17 @@ from jaxtyping import Array, Bool, Float, Int
 from lrd_jax.base import Denoiser, Params
 from lrd_jax.decode.vocabulary import WHOLE, Vocabulary
 
-FEW = 64  # Gathering as many embeddings costs a row a fifth of the dense product.
 DENSE_ROWS = 64  # Rows of one dense product: fewer would waste reads of the table.
 _COLUMNS = 16  # Tokens that stand together in the first round of `top_tokens`.
+
+
+def few(vocab_size: int) -> int:
+    """How many of the likeliest tokens are looked at first.
+
+    Sorting out and gathering more of them would cost a row more than a fifth of the
+    dense product, or, where V is large, more than a usual nucleus needs.
+    """
+    return min(vocab_size, max(8, min(64, vocab_size // 64)))
 
 
 def top_tokens(
@@ -131,10 +139,11 @@ def mean_embeddings(
     Returns:
         `[R, D]` float32 and `[R]`.
     """
-    count = min(FEW, vocab.size(probs))
-    values, column = top_tokens(probs, min(FEW, probs.shape[1]))
+    vocab_size = vocab.size(probs)
+    count = few(vocab_size)
+    values, column = top_tokens(probs, min(count, probs.shape[1]))
     threshold, known = small_nucleus(
-        vocab.best_of(values, count), top_p, complete=count == vocab.size(probs)
+        vocab.best_of(values, count), top_p, complete=count == vocab_size
     )
     # A device's own likeliest hold all that it has of a nucleus of `count` tokens.
     kept, size = _keep(values, threshold, vocab)
