@@ -107,13 +107,16 @@ def parse(argv: Sequence[str]) -> Request:
         block_length=flags.block_length,
         cache=flags.cache,
     )
-    longest = model.max_length - flags.gen_length
-    expected = f"1 to {longest}, the context of {flags.model} less `--gen-length`"
-    check(1 <= flags.prompt <= longest, "--prompt", flags.prompt, expected)
     tokens = flags.tokens_per_forward
     check(0 < tokens < float("inf"), "--tokens-per-forward", tokens, "above 0")
     kind = kind_of(flags.quantize, flags.quantize_embeddings)
     mesh = parse_mesh(flags.mesh)
+    context = f"the context of {flags.model}"
+    below = f"below {model.max_length}, {context}"
+    check(flags.gen_length < model.max_length, "--gen-length", flags.gen_length, below)
+    longest = model.max_length - flags.gen_length
+    expected = f"1 to {longest}, {context} less `--gen-length`"
+    check(1 <= flags.prompt <= longest, "--prompt", flags.prompt, expected)
     return Request(flags, model, mesh, cfg, kind)
 
 

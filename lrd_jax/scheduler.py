@@ -90,7 +90,7 @@ def enough_done(rows: Sequence[int | None], groups: int) -> np.ndarray:
     """
     idle = np.array([index is None for index in rows]).reshape(groups, -1)
     enough = idle.sum(axis=1, dtype=np.int32) + np.int32(max(1, idle.shape[1] // ROUND))
-    return enough if groups > 1 else enough[0]
+    return enough if groups > 1 else enough.reshape(())
 
 
 def row_of(result: DecodeResult, slot: int) -> DecodeResult:

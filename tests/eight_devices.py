@@ -208,7 +208,7 @@ def check_collectives(found, cfg, shape):
     own = np.arange(8).reshape(shape.data, shape.model)
     lengths = {cfg.vocab_size, cfg.vocab_size // shape.model}
     candidates = {few(cfg.vocab_size) * shape.model, TOP_K * shape.model}
-    assert len(found) > 2
+    assert found
     for kind, shapes, groups in found:
         assert groups == set(map(tuple, own.tolist())), (kind, groups)
         for dims in shapes:

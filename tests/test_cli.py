@@ -108,6 +108,7 @@ OTHER = {
     "cache_refresh_steps": 4,
     "cache_refresh_kl": 0.5,
     "cache_lane": 2,
+    "trim_tail": True,
     "steps": 128,
     "cfg_scale": 1.5,
     "remasking": "random",

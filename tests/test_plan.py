@@ -184,7 +184,11 @@ def test_every_setting_arrives(monkeypatch):
     ("argv", "told"),
     [
         ("--model gpt", "`--model` must be a checkpoint or one of llada-8b-base"),
-        ("--model tiny --prompt 0", "`--prompt` must be 1 to"),
+        (
+            "--model tiny --gen-length 256",
+            "`--gen-length` must be below 256, the context",
+        ),
+        ("--model tiny --gen-length 64 --prompt 0", "`--prompt` must be 1 to"),
         ("--model tiny --batch-size 0", "`--batch-size` must be at least 1, got 0."),
         ("--model tiny --mesh x=2", "`--mesh` must be"),
         ("--model tiny --tokens-per-forward 0", "`--tokens-per-forward` must be"),

@@ -30,7 +30,7 @@ class Quick:
 
 @pytest.fixture(scope="module")
 def slots():
-    start, advance = make_slots(toy.DENOISER, SAMPLED)
+    start, advance, _ = make_slots(toy.DENOISER, SAMPLED)
     return Quick(start), Quick(advance)
 
 
@@ -108,8 +108,8 @@ def test_idle_slots_are_left_alone(slots, problem):
 
 def test_the_state_is_used_up(problem):
     params, inputs = problem
-    _, advance = make_slots(toy.DENOISER, RICH)
-    start, _ = make_slots(toy.DENOISER, RICH)
+    advance = make_slots(toy.DENOISER, RICH).advance
+    start = make_slots(toy.DENOISER, RICH).start
     state = jax.eval_shape(start, params, *inputs)
     text = advance.lower(params, state, slots_of(1), np.int32(1), *inputs).as_text()
     assert "tf.aliasing_output" in text
@@ -124,7 +124,7 @@ def test_a_refill_does_not_retrace(problem):
         return toy.DENOISER.hidden(*args, **kwargs)
 
     denoiser = dataclasses.replace(toy.DENOISER, hidden=counted)
-    start, advance = make_slots(denoiser, RICH)
+    start, advance, _ = make_slots(denoiser, RICH)
     state, _ = advance(
         params, start(params, *inputs), slots_of(0, 1), np.int32(3), *inputs
     )
@@ -138,7 +138,7 @@ def test_a_refilled_slot_does_not_read_what_the_row_before_it_cached(mode, probl
     params, inputs = problem
     cfg = dataclasses.replace(SAMPLED, cache=mode)
     want = toy.run(cfg, params, *inputs)
-    start, advance = map(Quick, make_slots(toy.DENOISER, cfg))
+    start, advance = map(Quick, make_slots(toy.DENOISER, cfg)[:2])
     all_four, one = slots_of(0, 1, 2, 3), slots_of(2)
     state, _ = advance(params, start(params, *inputs), all_four, np.int32(1), *inputs)
     moved = [jnp.roll(array, 2, axis=0) for array in inputs]

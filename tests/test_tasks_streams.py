@@ -28,21 +28,21 @@ LONGEST = {
     "code": 60,
     "sudoku": 19,
     "facts": 4,
-    "arithmetic": 45,
+    "arithmetic": 50,
 }
 
 # sha256 of the first 100 problems of train, validation and test with seed 0. A change
 # here changes what models are trained and measured on: old numbers no longer compare.
 # To make it anew: python tests/test_tasks_streams.py
 GOLDEN = {
-    "sort_numbers": ["098cc0aeb6b7cef4", "ece1ecfffa8f0a44", "3fc7240d911716e8"],
-    "sort_words": ["ac7832897c5898ad", "b138fad541e8d9e9", "3edc73037ebd9fdd"],
-    "reverse_list": ["325fe639f688587e", "2df799613a6ad20c", "8e1c092e5ee88bf6"],
+    "sort_numbers": ["9da80b3e071d9f85", "ca5d1d4ced534b80", "5ee8636e6c17a0ee"],
+    "sort_words": ["e9006dc8352661ca", "d4eb0732556281f1", "5cda8036e6e2cc2f"],
+    "reverse_list": ["23b07c21e1aefcde", "0a66e6902a1a1f5e", "b651f18aec26810e"],
     "reverse_letters": ["2d91651074f2e8e2", "2707cdafd12cc198", "1245a412f5760f4c"],
-    "filter_numbers": ["432004c27761f62c", "4b9d75b13d16606f", "938c0516599198e5"],
-    "filter_words": ["94ca805f1213a5d4", "170614855231b441", "8166c644c0f69c2b"],
-    "copy": ["faf6e14780f7a25b", "5e8baff1eb21d5ac", "020b5622d976e643"],
-    "lookup": ["d7e8b4b028afecaf", "bd54da76a2b3242d", "887e02ac8e8eb6e6"],
+    "filter_numbers": ["d9e0e48dbcee4947", "304615c2477ed148", "398908c8b13ff8ae"],
+    "filter_words": ["05fe11cc4f3319ac", "ac78fc5c7b2683cb", "558f8d34e28418fb"],
+    "copy": ["5a751cb4690bb3d4", "66d354a37884e2cb", "0ae5d2aaa99a6096"],
+    "lookup": ["12e1202f75672d96", "5555b4480b99c5dc", "ce4ab5e13f4a570d"],
     "code_number": ["80a6940fd77aa667", "4fe92e29d3ff2d8f", "c80b6e47657b40d4"],
     "code_text": ["3c80943944092122", "782968b3d6bb62cb", "06028e91e8b391c2"],
     "code_numbers": ["18667d1c0c9473e7", "7da7330f1945eb11", "682dc37cc152cb5e"],
@@ -52,9 +52,9 @@ GOLDEN = {
     "sudoku_hard": ["2834439a7b22627e", "75ff420029859db3", "3b40707b3b6ba746"],
     "facts": ["4db5d8f46632e9a9", "2df6df5db90d8179", "158bb297c5081906"],
     "products": ["37acc4b3e303008a", "bdd00f004c60991b", "a361f844ad12e633"],
-    "operations": ["a734efd61f3652ec", "3e4b67ab074a5f23", "3adaa2c3464666dd"],
-    "expressions": ["25e662127c0a4eac", "ba84755fc6eb80ba", "d7228c78020e2fe9"],
-    "word_problems": ["5e64776a4acd296e", "6ac1e8e98ebecb11", "0b15c2c66429b3a4"],
+    "operations": ["7a6f32e803a158da", "90254e88b37263a4", "9b37253b7fbf0438"],
+    "expressions": ["def1f747aa507535", "340e0d66caf70ceb", "d43568b25a81b333"],
+    "word_problems": ["a881f2e9465d0890", "2eee5c153ad51d36", "821ebb373f49584e"],
 }
 
 
@@ -208,8 +208,9 @@ def test_the_answer_to_another_problem_is_wrong(name):
     others = problems[1:] + problems[:1]
     right = tasks.find(name).score_all(problems, [x.answer for x in others])
     for x, other, good in zip(problems, others, right, strict=True):
-        # Functions of one group do the same.
-        assert good == (x.answer == other.answer or x.group == other.group)
+        # Functions of one group do the same; of steps only what they come to counts.
+        same = x.payload == other.payload or x.group == other.group
+        assert good == (same or x.answer == other.answer)
 
 
 def test_unknown_names():
