@@ -205,7 +205,7 @@ def _reader(
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     # Each process reads what its devices need, and waits for no other.
-    context.multiprocessing.primary_host = None
+    context.multiprocessing.primary_host = jax.process_index()
     context.multiprocessing.active_processes = {jax.process_index()}
 
     def read(name: LeafPath, like: Any) -> Any:

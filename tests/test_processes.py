@@ -70,7 +70,7 @@ def count_lines(path):
 
 
 def test_one_is_killed_and_all_are_started_again(tmp_path, start):
-    source, output = write_input(tmp_path / "in.jsonl", 13), tmp_path / "out.jsonl"
+    source, output = write_input(tmp_path / "in.jsonl", 11), tmp_path / "out.jsonl"
     same = wanted(tmp_path, source)
     flags = ["--input", source, "--output", output, "--batch-size", 1, *SHORT]
     children = start(*[[*GENERATE, 0.3, *flags]] * 2)
@@ -87,15 +87,15 @@ def test_one_is_killed_and_all_are_started_again(tmp_path, start):
     assert out == ""
     assert not output.exists()
     kept = [count_lines(path) for path in mine]
-    assert kept[0] < 7
+    assert kept[0] < 6
 
     made = ends(start(*[[*GENERATE, 0, *flags]] * 2))
     for i, (code, out, err) in enumerate(made):
         assert code == 0, err
         assert out == ""
-        left = (7, 6)[i] - kept[i]
+        left = (6, 5)[i] - kept[i]
         if left:
-            assert f"part-{i}-of-2: {kept[i]} of {(7, 6)[i]} are done already" in err
+            assert f"part-{i}-of-2: {kept[i]} of {(6, 5)[i]} are done already" in err
             assert f"process {i} of 2: prompts {left} | " in err
     assert output.read_bytes() == same
     assert parts(output) == [tmp_path / "out.jsonl.meta.json"]
