@@ -1,7 +1,9 @@
 """Writes checkpoints, one leaf in memory at a time; `lrd_jax.checkpoint` reads them."""
 
 import concurrent.futures
+import contextlib
 import contextvars
+import ctypes
 import gc
 import hashlib
 import pathlib
@@ -192,6 +194,9 @@ def release(num_bytes: int) -> None:
     """Frees the host memory of a large leaf, which JAX lets go of only then."""
     if num_bytes >= _COLLECTED_BYTES:
         gc.collect()
+        # glibc keeps smaller blocks for the thread that freed them.
+        with contextlib.suppress(AttributeError, OSError, TypeError):  # Not glibc.
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def flat(tree: Params, is_leaf: Callable[[Any], bool] | None = None) -> Any:
