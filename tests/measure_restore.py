@@ -31,56 +31,57 @@ from lrd_jax.model import backbone
 
 PROCESSES, DEVICES_EACH = 2, 4
 LAYERS = 7
-CFG = ModelConfig(
-    family="llada",
-    vocab_size=16000,
-    d_model=2048,
-    num_layers=LAYERS,
-    num_heads=16,
-    num_kv_heads=16,
-    head_dim=128,
-    mlp_dim=8192,
-    rope_theta=1e4,
-    norm_eps=1e-5,
-    qkv_bias=False,
-    tie_embeddings=False,
-    max_length=4096,
-    mask_id=15999,
-    eos_ids=(15998,),
-    pad_id=15998,
-)
 DTYPE = jnp.dtype(jnp.bfloat16)
 
 
-@functools.cache
-def wanted():
-    """Shape and dtype of each leaf; not before the number of devices is set."""
-    return checkpoint.flat(backbone.abstract_params(CFG, DTYPE))
+def config(scale=1):
+    """A model of 1.1 GB, or one that is narrower by a factor that divides 16."""
+    return ModelConfig(
+        family="llada",
+        vocab_size=16000 // scale,
+        d_model=2048 // scale,
+        num_layers=LAYERS,
+        num_heads=16,
+        num_kv_heads=16,
+        head_dim=128 // scale,
+        mlp_dim=8192 // scale,
+        rope_theta=1e4,
+        norm_eps=1e-5,
+        qkv_bias=False,
+        tie_embeddings=False,
+        max_length=4096,
+        mask_id=2,
+        eos_ids=(1,),
+        pad_id=1,
+    )
 
 
-def values(name, layer):
-    """One layer of a leaf, or all of a leaf without layers: random, but the same."""
-    seed = [sorted(wanted()).index(name), layer]
-    shape = wanted()[name].shape[name[0] == "blocks" :]
+def leaves(cfg):
+    return checkpoint.flat(backbone.abstract_params(cfg, DTYPE))
+
+
+def values(number, shape, layer):
+    """One layer of the leaf of that number, or one without layers: always the same."""
     # The exponents of numbers around one, so that all are finite.
-    bits = np.random.default_rng(seed).integers(0x3E00, 0x4000, shape, np.uint16)
-    return bits.view(DTYPE)
+    rng = np.random.default_rng([number, layer])
+    return rng.integers(0x3E00, 0x4000, shape, np.uint16).view(DTYPE)
 
 
-def pieces(name):
+def pieces(number, name, shape):
     if name[0] != "blocks":
-        yield (0,) * len(wanted()[name].shape), values(name, 0)
+        yield (0,) * len(shape), values(number, shape, 0)
         return
     for layer in range(LAYERS):
-        start = (layer, *[0] * (len(wanted()[name].shape) - 1))
-        yield start, values(name, layer)[None]
+        yield (layer, *[0] * len(shape[1:])), values(number, shape[1:], layer)[None]
 
 
-def make(folder):
-    """As `convert` does, with as many devices as a leaf may have chunks."""
-    jax.config.update("jax_num_cpu_devices", GRID_DEVICES)
-    leaves = [(name, lambda name=name: pieces(name)) for name in wanted()]
-    checkpoint.save(folder, CFG, leaves, DTYPE)
+def make(folder, cfg):
+    """Writes the checkpoint leaf by leaf, as `convert` does."""
+    lazy = [
+        (name, functools.partial(pieces, number, name, leaf.shape))
+        for number, (name, leaf) in enumerate(leaves(cfg).items())
+    ]
+    checkpoint.save(folder, cfg, lazy, DTYPE)
 
 
 def memory(field):
@@ -90,13 +91,17 @@ def memory(field):
 
 def check(params):
     """The last layer of every leaf, as far as it lies here."""
-    for name, leaf in checkpoint.flat(params).items():
+    for number, (name, leaf) in enumerate(checkpoint.flat(params).items()):
         assert len(leaf.addressable_shards) == DEVICES_EACH, name
         stacked = name[0] == "blocks"
-        want = values(name, LAYERS - 1 if stacked else 0)
+        want = values(number, leaf.shape[stacked:], LAYERS - 1 if stacked else 0)
         for shard in leaf.addressable_shards:
             got = np.asarray(shard.data[-1] if stacked else shard.data)
             np.testing.assert_array_equal(got, want[shard.index[stacked:]], str(name))
+    for name in (("embed",), ("head",), ("blocks", "mlp", "down")):
+        leaf = checkpoint.flat(params)[name]
+        part = leaf.size // (PROCESSES * DEVICES_EACH)
+        assert {shard.data.size for shard in leaf.addressable_shards} == {part}, name
 
 
 def read(folder, coordinator, process_id):
@@ -130,7 +135,7 @@ def measure(folder):
         for i in range(PROCESSES)
     ]
     try:
-        told = [child.communicate()[0] for child in children]
+        told = [child.communicate(timeout=300)[0] for child in children]
     finally:
         for child in children:
             child.kill()
@@ -147,10 +152,12 @@ def main():
     if args.folder is not None:
         read(args.folder, args.coordinator, args.process_id)
         return 0
+    # As many as a leaf may have chunks.
+    jax.config.update("jax_num_cpu_devices", GRID_DEVICES)
     with tempfile.TemporaryDirectory() as folder:
-        make(pathlib.Path(folder))
+        make(pathlib.Path(folder), config())
         peaks = measure(folder)
-    sizes = [leaf.size * DTYPE.itemsize for leaf in wanted().values()]
+    sizes = [leaf.size * DTYPE.itemsize for leaf in leaves(config()).values()]
     half, largest = sum(sizes) / PROCESSES, max(sizes)
     print(f"half of the weights {half / 2**20:.0f} MiB", end=", ")
     print(f"largest leaf {largest / 2**20:.0f} MiB")

@@ -10,6 +10,7 @@ import sys
 import time
 
 import jax
+import measure_restore
 import pytest
 import toy_evaluate
 from test_generate import SHORT, read, wanted, write_input
@@ -160,6 +161,13 @@ def test_a_checkpoint_is_read_by_each_for_itself(tmp_path, start):
         assert code == 0, err
         assert out == ""
     assert len(read(output)) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_mesh_over_two_processes_is_read_by_both(tmp_path):
+    """Each checks its devices' shards; what it takes of memory is not looked at."""
+    measure_restore.make(tmp_path, measure_restore.config(scale=16))
+    assert len(measure_restore.measure(tmp_path)) == 2
 
 
 class Alone(Team):
