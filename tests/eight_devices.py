@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from toy_evaluate import TOYS
 from toy_run import toy_config, toy_source
 
+import lrd_jax
 from lrd_jax import checkpoint, evaluate, generate, sharding, tasks
 from lrd_jax.config import (
     BaselineConfig,
@@ -33,6 +34,7 @@ from lrd_jax.decode.loop import make_decode_fn
 from lrd_jax.decode.nucleus import few
 from lrd_jax.mesh_shape import MeshShape
 from lrd_jax.model import backbone, families
+from lrd_jax.quantization import KINDS
 
 # The vocabularies divide by 8 into parts of more than `nucleus.few` tokens, and no
 # other axis is as long: an array of that length is one over the vocabulary.
@@ -171,6 +173,24 @@ def parameters_that_lie_elsewhere_are_refused():
         decode(whole, *prompts(8), KEY)
 
 
+def int8_as_on_one_device(cfg, kind, shape):
+    """A checkpoint that is rounded on the mesh as it is read."""
+    mesh = sharding.make_mesh(shape)
+    decode_fn = make_decode_fn(families.make_denoiser(cfg), LRD)
+    specs = sharding.specs(cfg, shape.model, kind)
+    with tempfile.TemporaryDirectory() as name:
+        checkpoint.save_params(pathlib.Path(name) / "ckpt", cfg, params_of(cfg))
+        flags = dict(quantize="int8", quantize_embeddings=kind == KINDS[1])
+        one, many = (
+            lrd_jax.load(f"{name}/ckpt", mesh=where, **flags).params
+            for where in (None, mesh)
+        )
+    jax.tree.map(np.testing.assert_array_equal, many, one)
+    inputs = (*prompts(4), KEY)
+    got = sharding.batch_decode(decode_fn, mesh, specs)(many, *inputs)
+    assert_same(jax.device_get(got), jax.device_get(decode_fn(one, *inputs)))
+
+
 COLLECTIVE = re.compile(
     r"= (?P<shapes>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|"
     r"collective-permute|collective-broadcast)(?:-start)?\((?P<rest>.*)"
@@ -279,7 +299,8 @@ CHECKS = {
         same_tokens, family, method, shape, batch
     )
     for family, method, shape, batch in [
-        *((LLADA, m, s, 8) for m in ("lrd", "baseline", "dual") for s in MESHES),
+        *((LLADA, m, s, 8) for m in ("lrd", "dual") for s in MESHES),
+        (LLADA, "baseline", BOTH, 8),
         *((LLADA, "prefix", s, 8) for s in (MODEL, BOTH)),
         (LLADA, "lrd", DATA, 3),
         (LLADA, "lrd", BOTH, 6),
@@ -292,6 +313,7 @@ CHECKS = {
     "a tied head": functools.partial(same_tokens, TIED, "lrd", BOTH, 4),
     "heads that alone divide": functools.partial(same_tokens, ODD, "lrd", BOTH, 4),
     "heads that do not divide": functools.partial(same_tokens, WIDE, "dual", MODEL, 3),
+    "int8": functools.partial(int8_as_on_one_device, LLADA, KINDS[1], MODEL),
     "pmap": plain_pmap,
     "infilling": infilling,
     "parameters that lie elsewhere": parameters_that_lie_elsewhere_are_refused,
