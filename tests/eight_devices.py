@@ -299,8 +299,7 @@ CHECKS = {
         same_tokens, family, method, shape, batch
     )
     for family, method, shape, batch in [
-        *((LLADA, m, s, 8) for m in ("lrd", "dual") for s in MESHES),
-        (LLADA, "baseline", BOTH, 8),
+        *((LLADA, m, s, 8) for m in ("lrd", "baseline", "dual") for s in MESHES),
         *((LLADA, "prefix", s, 8) for s in (MODEL, BOTH)),
         (LLADA, "lrd", DATA, 3),
         (LLADA, "lrd", BOTH, 6),
