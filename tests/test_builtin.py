@@ -24,7 +24,10 @@ MAX_BYTES = 12_000_000
 # What the shipped weights answer, with the settings that they are shipped with.
 ANSWERS = {
     "Solve this 4x4 sudoku:\n3241\n0123\n0314\n0432": "3241\n4123\n2314\n1432",
-    "Solve this 4x4 sudoku:\n2134\n3000\n1200\n4312": "2134\n3421\n1243\n4312",
+    "Reverse this list: owl, moon, bread": "bread, moon, owl",
+    "Python function f of a text x: reverse it and then make it upper case.": (
+        "def f(x): return x[::-1].upper()"
+    ),
 }
 
 
@@ -137,7 +140,7 @@ def test_to_the_published_layout_and_back(model, tmp_path):
     again = lrd_jax.load(back)
     assert again.config == model.config
     assert checkpoint.read_fingerprint(back) == checkpoint.read_fingerprint(TINY)
-    prompt = "Sort these numbers: 41, 7, 88, 15"
+    prompt = "Sort these numbers: 41, 7, 28, 15"
     ids = model.tokenizer.encode(prompt)
     assert again.tokenizer.encode(prompt) == ids
     assert again.tokenizer.decode(ids) == model.tokenizer.decode(ids) == prompt
