@@ -11,6 +11,7 @@ import pytest
 from lrd_jax import config, settings
 from lrd_jax.config import METHODS, DecodeConfig, ModelConfig
 from lrd_jax.errors import UserError
+from lrd_jax.evaluation.methods import read_entries
 
 MODEL = dict(
     family="llada",
@@ -165,6 +166,12 @@ def test_a_shipped_config_has_the_papers_settings(name):
         top_p=0.9,
         max_refine_steps=20,
     )
+
+
+def test_turbo_is_what_evaluate_measures_under_that_name():
+    table, where = settings.read_toml("turbo")
+    cfg = settings.build(METHODS[table["method"]], table["decode"], where)
+    assert read_entries("methods").method("turbo", cfg.gen_length).cfg == cfg
 
 
 @pytest.mark.parametrize("name", SHIPPED)
