@@ -147,8 +147,8 @@ def _story(rng: random.Random) -> Instance:
     number = between(rng, 0, len(TEMPLATES) - 1)
     template, plan = TEMPLATES[number]
     while True:
-        values = {name: between(rng, 3, 20) for name in "abc"}
-        values |= {name: between(rng, 2, 9) for name in "km"}
+        values = {name: between(rng, 2, 12) for name in "abc"}
+        values |= {name: between(rng, 2, 5) for name in "km"}
         steps: list[str] = []
         value = value_of(plan, values, steps)
         on_the_way = [int(step.rpartition(" ")[2]) for step in steps]
