@@ -36,11 +36,12 @@ from lrd_jax.mesh_shape import MeshShape
 from lrd_jax.model import backbone, families
 from lrd_jax.quantization import KINDS
 
-# The vocabularies divide by 8 into parts of more than `nucleus.few` tokens, and no
-# other axis is as long: an array of that length is one over the vocabulary.
+# The vocabularies are too large for the dense way alone, divide by 8 into parts of more
+# than `nucleus.few` tokens, and no other axis is as long: an array of that length is one
+# over the vocabulary.
 LLADA = ModelConfig(
     family="llada",
-    vocab_size=8 * 71,
+    vocab_size=8 * 257,
     d_model=32,
     num_layers=2,
     num_heads=8,
@@ -61,7 +62,7 @@ DREAM = dataclasses.replace(LLADA, family="dream", num_kv_heads=2, qkv_bias=True
 TIED = dataclasses.replace(LLADA, tie_embeddings=True)
 # Over 2 devices its heads are split and nothing else.
 ODD = dataclasses.replace(LLADA, num_heads=6, num_kv_heads=3, mlp_dim=49)
-ODD = dataclasses.replace(ODD, vocab_size=569)
+ODD = dataclasses.replace(ODD, vocab_size=2049)
 # Over 8 devices its vocabulary and its MLP are split, its attention is not.
 WIDE = dataclasses.replace(DREAM, num_heads=6, num_kv_heads=2)
 

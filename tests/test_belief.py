@@ -178,7 +178,7 @@ def test_the_logits_of_a_tile_take_at_most_128_mebibytes():
 
 def test_a_tile_has_rows_enough_for_the_head_before_it_outgrows_caches():
     assert belief.tile_rows(126464) == belief.tile_rows(65536) == 128
-    assert belief.tile_rows(4096) == 1024
+    assert belief.tile_rows(4096) == 512
 
 
 def test_tiles_share_rows_evenly():

@@ -87,9 +87,9 @@ def test_the_nucleus_is_the_definition_by_sorting(top_p, scale):
 def test_all_tokens_tied_with_the_crossing_one_are_in(probs, top_p, inside):
     probs = jnp.array([probs], jnp.float32)
     assert np.flatnonzero(nucleus_of(probs, top_p)[0]).tolist() == inside
-    values, _ = top_tokens(probs, 4)
-    threshold, known = nucleus.small_nucleus(values, top_p, complete=True)
-    assert known.all()
+    values, _ = top_tokens(jnp.pad(probs, ((0, 0), (0, 1))), 5)
+    threshold, known = nucleus.small_nucleus(values, top_p)
+    assert known.all() == (top_p < 1)
     assert np.flatnonzero(probs[0] >= threshold).tolist() == inside
 
 
@@ -112,7 +112,7 @@ def test_the_likeliest_tokens_are_those_of_a_full_sort(kind, vocab_size, count):
 
 def test_a_tie_with_a_token_that_was_left_out_is_not_settled():
     values = jnp.array([[0.4, 0.3, 0.1], [0.4, 0.3, 0.3], [0.4, 0.2, 0.1]], jnp.float32)
-    threshold, known = nucleus.small_nucleus(values, 0.7, complete=False)
+    threshold, known = nucleus.small_nucleus(values, 0.7)
     assert known.tolist() == [True, False, False]  # Settled; tied; mass not reached.
     assert threshold[0] == values[0, 1]
 
@@ -192,6 +192,24 @@ def test_the_kinds_of_rows_take_both_ways():
     assert (sizes["sharp"] < FEW).all()
     assert (sizes["mixed"][::3] < FEW).all()
     assert (sizes["mixed"][1::3] > FEW).all()
+
+
+@pytest.mark.parametrize("kind", ["flat", "one-hot", "tied", "mixed"])
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_a_small_vocabulary_has_the_means_of_a_large_one(kind, top_p, monkeypatch):
+    """The dense way alone, and both ways: the numbers are the same but for rounding."""
+    denoiser, params = model(jnp.float32)
+    p = rows_of(kind)
+    wanted = jnp.arange(R) % 2 == 0
+    want, sizes = mean(p, wanted, top_p=top_p)
+    monkeypatch.setattr(nucleus, "SMALL_VOCAB", LARGE)
+    jaxpr = jax.make_jaxpr(
+        lambda *args: nucleus.mean_embeddings(denoiser, params, *args, top_p)
+    )(p, wanted)
+    assert "top_k" not in str(jaxpr)
+    got, got_sizes = nucleus.mean_embeddings(denoiser, params, p, wanted, top_p)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(got_sizes, sizes)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64, 65, 200])

@@ -17,9 +17,10 @@ from lrd_jax.decode.nucleus import mean_embeddings, nucleus
 from lrd_jax.decode.vocabulary import WHOLE, Vocabulary
 
 TILE_BYTES = 128 * 2**20  # Largest float32 `[2 R, V]` array of one tile.
-# A tile this small stays in the caches of a CPU, but with fewer than 128 rows (256 for
-# the head, with the old ones) matrix units would wait for the head's weights.
-CACHED_BYTES, FULL_ROWS = 32 * 2**20, 128
+# A tile this small stays in the caches of a CPU with all that is computed from it, but
+# with fewer than 128 rows (256 for the head, with the old ones) matrix units would wait
+# for the head's weights.
+CACHED_BYTES, FULL_ROWS = 16 * 2**20, 128
 
 TreeT = TypeVar("TreeT")
 

@@ -3,7 +3,7 @@
 Most nuclei are small, and are then found among the `few` likeliest tokens. Only rows
 with a larger one pay for passes over the vocabulary and for a dense product with the
 embedding table. Which way a row goes depends on that row alone, so its numbers are the
-same in any company.
+same in any company. Where the vocabulary is as small as a sort of it, all go the dense way.
 """
 
 from typing import Any
@@ -16,6 +16,7 @@ from lrd_jax.base import Denoiser, Params
 from lrd_jax.decode.vocabulary import WHOLE, Vocabulary
 
 DENSE_ROWS = 64  # Rows of one dense product: fewer would waste reads of the table.
+SMALL_VOCAB = 2048  # Up to here, sorting out a few tokens costs what the dense way does.
 _COLUMNS = 16  # Tokens that stand together in the first round of `top_tokens`.
 
 
@@ -25,7 +26,7 @@ def few(vocab_size: int) -> int:
     Sorting out and gathering more of them would cost a row more than a fifth of the
     dense product, or, where V is large, more than a usual nucleus needs.
     """
-    return min(vocab_size, max(8, min(64, vocab_size // 64)))
+    return min(64, vocab_size // 64)
 
 
 def top_tokens(
@@ -52,27 +53,25 @@ def top_tokens(
 
 
 def small_nucleus(
-    values: Float[Array, "R n"], top_p: float, complete: bool
+    values: Float[Array, "R n"], top_p: float
 ) -> tuple[Float[Array, " R"], Bool[Array, " R"]]:
     """The nucleus' threshold where the likeliest tokens settle it.
 
     Args:
-        values: probabilities of the n likeliest tokens, in falling order.
+        values: probabilities of the n likeliest tokens of more, in falling order.
         top_p: mass.
-        complete: whether there are no others.
 
     Returns:
         `[R]` threshold, and `[R]` True where it is right: the mass is reached, and the
         last token is below it, so none of those left out can be tied with it.
     """
     if top_p >= 1:
-        return jnp.zeros(len(values)), jnp.full(len(values), complete)
+        return jnp.zeros(len(values)), jnp.zeros(len(values), bool)
     crossing = jnp.sum(jnp.cumsum(values, axis=-1) < top_p, axis=-1)
     last = values.shape[-1] - 1
-    at = jnp.minimum(crossing, last)  # Rounding may keep a complete sum below `top_p`.
+    at = jnp.minimum(crossing, last)
     threshold = jnp.take_along_axis(values, at[:, None], axis=-1)[:, 0]
-    reached = (crossing <= last) & (values[:, -1] < threshold)
-    return threshold, reached | complete
+    return threshold, (crossing <= last) & (values[:, -1] < threshold)
 
 
 def search_threshold(
@@ -140,11 +139,15 @@ def mean_embeddings(
         `[R, D]` float32 and `[R]`.
     """
     vocab_size = vocab.size(probs)
+    if vocab_size <= SMALL_VOCAB:
+        expected, size = _dense_mean(denoiser, params, probs, top_p, vocab)
+        return (
+            jnp.where(wanted[:, None], expected, 0.0),
+            jnp.where(wanted, size, jnp.nan),
+        )
     count = few(vocab_size)
     values, column = top_tokens(probs, min(count, probs.shape[1]))
-    threshold, known = small_nucleus(
-        vocab.best_of(values, count), top_p, complete=count == vocab_size
-    )
+    threshold, known = small_nucleus(vocab.best_of(values, count), top_p)
     # A device's own likeliest hold all that it has of a nucleus of `count` tokens.
     kept, size = _keep(values, threshold, vocab)
     expected = denoiser.expect(params, kept, column)
@@ -163,6 +166,21 @@ def _keep(
     kept = jnp.where(inside, values, 0.0)
     size = vocab.sum(kept > 0).astype(jnp.float32)
     return kept / vocab.sum(kept)[:, None], size
+
+
+def _dense_mean(
+    denoiser: Denoiser,
+    params: Params,
+    probs: Float[Array, "R V"],
+    top_p: float,
+    vocab: Vocabulary,
+) -> tuple[Float[Array, "R D"], Float[Array, " R"]]:
+    """Mean embedding and size of the nucleus by passes over all of V."""
+    threshold = jnp.zeros(len(probs))
+    if top_p < 1:
+        threshold = search_threshold(probs, top_p, vocab)
+    kept, size = _keep(probs, threshold, vocab)
+    return denoiser.expect(params, kept), size
 
 
 def _add_large(
@@ -186,14 +204,10 @@ def _add_large(
         expected, size = filled
         place = turn * share + jnp.arange(share)
         row = order[jnp.minimum(place, rows - 1)]
-        chosen = probs[row]
-        low = jnp.zeros(share)
-        if top_p < 1:
-            low = search_threshold(chosen, top_p, vocab)
-        kept, found = _keep(chosen, low, vocab)
+        mean, found = _dense_mean(denoiser, params, probs[row], top_p, vocab)
         to = jnp.where(place < count, row, rows)  # `rows` is nowhere: dropped.
         return (
-            expected.at[to].set(denoiser.expect(params, kept), mode="drop"),
+            expected.at[to].set(mean, mode="drop"),
             size.at[to].set(found, mode="drop"),
         )
 
