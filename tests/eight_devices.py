@@ -270,6 +270,10 @@ def generate_on_a_mesh():
             assert records(out) == records(folder / "1.jsonl")
             assert ("mesh data=8,model=1: the devices share" in said) == (number == 3)
         assert len(records(folder / "1.jsonl")) == 11
+        words += ["--quantize", "int8"]
+        for mesh, number in (("data=1", 4), ("data=4,model=2", 5)):
+            command(folder / f"{number}.jsonl", generate.main, *words, "--mesh", mesh)
+        assert records(folder / "4.jsonl") == records(folder / "5.jsonl")
 
 
 def evaluate_on_a_mesh():
