@@ -34,6 +34,16 @@ from lrd_jax.training.settings import (
 FieldsT = TypeVar("FieldsT")
 _LEFT_TO_FLAGS = {"steps": 10**9, "batch_size": 1, "windows": (1,)}
 NO_RECIPE = Recipe({}, {}, VocabularyConfig(), (), "no --config")
+# Huge pages, and one heap that takes arrays of up to 1 GiB and keeps what they free.
+MALLOC = ":".join(
+    f"glibc.malloc.{name}"
+    for name in (
+        "hugetlb=1",
+        "arena_max=1",
+        f"mmap_threshold={2**30}",
+        f"trim_threshold={2**34}",
+    )
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,18 +225,6 @@ def _settings(
     train = plain(request.cfg, "train.")
     del train["train.save_seconds"]  # Changes nothing.
     return settings | train
-
-
-# Huge pages, and one heap that takes arrays of up to 1 GiB and keeps what they free.
-MALLOC = ":".join(
-    f"glibc.malloc.{name}"
-    for name in (
-        "hugetlb=1",
-        "arena_max=1",
-        f"mmap_threshold={2**30}",
-        f"trim_threshold={2**34}",
-    )
-)
 
 
 def _say(line: str) -> None:
