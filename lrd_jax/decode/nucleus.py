@@ -3,7 +3,7 @@
 Most nuclei are small, and are then found among the `few` likeliest tokens. Only rows
 with a larger one pay for passes over the vocabulary and for a dense product with the
 embedding table. Which way a row goes depends on that row alone, so its numbers are the
-same in any company. Where the vocabulary is as small as a sort of it, all go the dense way.
+same in any company. Where the vocabulary is small, all go the dense way.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from lrd_jax.base import Denoiser, Params
 from lrd_jax.decode.vocabulary import WHOLE, Vocabulary
 
 DENSE_ROWS = 64  # Rows of one dense product: fewer would waste reads of the table.
-SMALL_VOCAB = 2048  # Up to here, sorting out a few tokens costs what the dense way does.
+SMALL_VOCAB = 2048  # Up to here sorting out a few costs what the dense way does.
 _COLUMNS = 16  # Tokens that stand together in the first round of `top_tokens`.
 
 
