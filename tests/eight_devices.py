@@ -37,8 +37,8 @@ from lrd_jax.model import backbone, families
 from lrd_jax.quantization import KINDS
 
 # The vocabularies are too large for the dense way alone and divide by 8 into parts of
-# more than `nucleus.few` tokens. No other axis is as long: an array of that length is one
-# over the vocabulary.
+# more than `nucleus.few` tokens. No other axis is as long: what has that length is over
+# the vocabulary.
 LLADA = ModelConfig(
     family="llada",
     vocab_size=8 * 257,
