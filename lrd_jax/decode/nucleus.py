@@ -89,8 +89,11 @@ def search_threshold(
         vocab: how the axis V lies.
 
     Returns:
-        `[R]`; 0, which lets all tokens in, where rounding keeps the sum below `top_p`.
+        `[R]`; 0, which lets all tokens in, where `top_p` is 1 or rounding keeps the sum
+        below it.
     """
+    if top_p >= 1:
+        return jnp.zeros(len(probs))
 
     def value(bits: Int[Array, " R"]) -> Float[Array, " R"]:
         return jax.lax.bitcast_convert_type(bits, jnp.float32)
@@ -112,8 +115,6 @@ def nucleus(
     probs: Float[Array, "R V"], top_p: float, vocab: Vocabulary = WHOLE
 ) -> Bool[Array, "R V"]:
     """N_i: which tokens make up `top_p` of the mass (SPEC of Eq. 3)."""
-    if top_p >= 1:
-        return jnp.ones(probs.shape, bool)
     return probs >= search_threshold(probs, top_p, vocab)[:, None]
 
 
@@ -140,22 +141,23 @@ def mean_embeddings(
     """
     vocab_size = vocab.size(probs)
     if vocab_size <= SMALL_VOCAB:
-        expected, size = _dense_mean(denoiser, params, probs, top_p, vocab)
-        return (
-            jnp.where(wanted[:, None], expected, 0.0),
-            jnp.where(wanted, size, jnp.nan),
-        )
+        return _only(wanted, *_dense_mean(denoiser, params, probs, top_p, vocab))
     count = few(vocab_size)
     values, column = top_tokens(probs, min(count, probs.shape[1]))
     threshold, known = small_nucleus(vocab.best_of(values, count), top_p)
     # A device's own likeliest hold all that it has of a nucleus of `count` tokens.
     kept, size = _keep(values, threshold, vocab)
     expected = denoiser.expect(params, kept, column)
-    known &= wanted
-    expected = jnp.where(known[:, None], expected, 0.0)
-    size = jnp.where(known, size, jnp.nan)
+    expected, size = _only(wanted & known, expected, size)
     large = wanted & ~known
     return _add_large(denoiser, params, probs, large, top_p, vocab, expected, size)
+
+
+def _only(
+    rows: Bool[Array, " R"], expected: Float[Array, "R D"], size: Float[Array, " R"]
+) -> tuple[Float[Array, "R D"], Float[Array, " R"]]:
+    """Leaves 0 and a size of NaN in the other rows."""
+    return jnp.where(rows[:, None], expected, 0.0), jnp.where(rows, size, jnp.nan)
 
 
 def _keep(
@@ -176,10 +178,7 @@ def _dense_mean(
     vocab: Vocabulary,
 ) -> tuple[Float[Array, "R D"], Float[Array, " R"]]:
     """Mean embedding and size of the nucleus by passes over all of V."""
-    threshold = jnp.zeros(len(probs))
-    if top_p < 1:
-        threshold = search_threshold(probs, top_p, vocab)
-    kept, size = _keep(probs, threshold, vocab)
+    kept, size = _keep(probs, search_threshold(probs, top_p, vocab), vocab)
     return denoiser.expect(params, kept), size
 
 
