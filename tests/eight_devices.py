@@ -274,6 +274,11 @@ def generate_on_a_mesh():
         for mesh, number in (("data=1", 4), ("data=4,model=2", 5)):
             command(folder / f"{number}.jsonl", generate.main, *words, "--mesh", mesh)
         assert records(folder / "4.jsonl") == records(folder / "5.jsonl")
+        first, rounded = (
+            json.loads((folder / f"{n}.jsonl").read_text().splitlines()[0])
+            for n in (1, 4)
+        )
+        assert first["commit_prob"] != rounded["commit_prob"]
 
 
 def evaluate_on_a_mesh():
