@@ -198,7 +198,7 @@ def _lookup(rng: random.Random) -> Instance:
     else:
         values = [w for w in sample(rng, WORDS, 2 * count) if w not in keys][:count]
     table = dict(zip(keys, values, strict=True))
-    # Several keys teach a model far more than one, whose answer is a single token.
+    # Mostly several keys: the answer to one is a single token, little to learn from.
     wanted = sample(rng, keys, between(rng, 1, count))
     items = ", ".join(f"{key} = {value}" for key, value in table.items())
     return _instance(
