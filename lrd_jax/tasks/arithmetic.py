@@ -28,6 +28,7 @@ _EXPRESSION_FRAMES = (
     "Work out {expression} step by step",
 )
 _FACT_FRAMES = ("{fact} =", "What is {fact}?")
+_OPERATION_FRAMES = ("Compute each: {operations}", "Work out each: {operations}")
 _LEVEL = {"+": 1, "-": 1, "*": 2}
 LARGEST = 20  # Of any number on the way: a fact is seen some hundred times.
 
@@ -129,18 +130,29 @@ def _fact(rng: random.Random, *, ops: str, largest: int, name: str) -> Instance:
     )
 
 
-def _operation(rng: random.Random) -> Instance:
-    """One step of an expression, so with all the numbers that steps come to."""
+def _operations(rng: random.Random) -> Instance:
+    """Single steps of expressions, so with all the numbers that steps come to.
+
+    In an expression the value of a step is an operand of another, and the last one
+    stands there twice: a model learns to copy it, and seldom has to compute it. Here
+    nothing else tells a value.
+    """
+    lines = [_any_step(rng) for _ in range(between(rng, 3, 4))]
+    operations = ", ".join(line.partition(" = ")[0] for line in lines)
+    answer = "\n".join(lines)
+    return Instance(
+        prompt=pick(rng, _OPERATION_FRAMES).format(operations=operations),
+        answer=answer,
+        payload={"answer": answer},
+        key=f"operations: {operations}",
+        group=f"operations: {operations}",
+    )
+
+
+def _any_step(rng: random.Random) -> str:
     steps: list[str] = []
     value_of(_draw_tree(rng), {}, steps)
-    fact, _, value = pick(rng, steps).partition(" = ")
-    return Instance(
-        prompt=pick(rng, _FACT_FRAMES).format(fact=fact),
-        answer=value,
-        payload={"answer": int(value)},
-        key=f"operations: {fact}",
-        group=f"operations: {fact}",
-    )
+    return pick(rng, steps)
 
 
 def _number(text: str) -> str | None:
@@ -164,6 +176,12 @@ def _only_number(response: str) -> str | None:
 def same_number(payload: Payload, answer: str) -> bool:
     """Whether the answer is the payload's whole number (`7.0` is not, nor is `07`)."""
     return answer == str(payload["answer"])
+
+
+def _same_lines(payload: Payload, answer: str) -> bool:
+    """The first lines are the payload's; what follows them is no part of the answer."""
+    lines = payload["answer"].split("\n")
+    return answer.split("\n")[: len(lines)] == lines
 
 
 def stepwise_task(name: str, generate: Callable[[random.Random], Instance]) -> Task:
@@ -192,6 +210,12 @@ TASKS = (
     _fact_task(
         "products", functools.partial(_fact, ops="*", largest=9, name="products")
     ),
-    _fact_task("operations", _operation),
+    Task(
+        name="operations",
+        family="facts",
+        generate=_operations,
+        extract=until_end,
+        grade=one_by_one(_same_lines),
+    ),
     stepwise_task("expressions", _expression),
 )

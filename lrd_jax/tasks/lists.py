@@ -71,11 +71,11 @@ def _instance(
 
 
 def _numbers(rng: random.Random) -> list[int]:
-    return [between(rng, 0, LARGEST) for _ in range(between(rng, 3, 5))]
+    return [between(rng, 0, LARGEST) for _ in range(between(rng, 3, 4))]
 
 
 def _words(rng: random.Random) -> list[str]:
-    return sample(rng, WORDS, between(rng, 3, 5))
+    return sample(rng, WORDS, between(rng, 3, 4))
 
 
 def _sort_numbers(rng: random.Random) -> Instance:
@@ -198,14 +198,15 @@ def _lookup(rng: random.Random) -> Instance:
     else:
         values = [w for w in sample(rng, WORDS, 2 * count) if w not in keys][:count]
     table = dict(zip(keys, values, strict=True))
-    # Mostly several keys: the answer to one is a single token, little to learn from.
-    wanted = sample(rng, keys, between(rng, 1, count))
+    # Mostly several keys, and each is repeated before its value: an answer of values
+    # alone takes two steps of attention at once, and was not learned.
+    wanted = sample(rng, keys, between(rng, 1, 3))
     items = ", ".join(f"{key} = {value}" for key, value in table.items())
     return _instance(
         pick(rng, _LOOKUP).format(items=items, wanted=_join(wanted)),
         name="lookup",
         problem=f"{_join(wanted)} in {items}",
-        answer=_join([table[key] for key in wanted]),
+        answer=_join([f"{key} = {table[key]}" for key in wanted]),
     )
 
 
