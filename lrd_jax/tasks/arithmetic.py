@@ -30,7 +30,7 @@ _EXPRESSION_FRAMES = (
 _FACT_FRAMES = ("{fact} =", "What is {fact}?")
 _OPERATION_FRAMES = ("Compute each: {operations}", "Work out each: {operations}")
 _LEVEL = {"+": 1, "-": 1, "*": 2}
-LARGEST = 20  # Of any number on the way: a fact is seen some hundred times.
+LARGEST = 12  # Of any number on the way: a small model needs each fact hundreds of times.
 
 
 def solve(op: str, left: int, right: int) -> int:
@@ -71,7 +71,7 @@ def _render(tree: Tree, level: int = 0) -> str:
 
 def _grow(rng: random.Random, num_ops: int) -> Tree:
     if num_ops == 0:
-        return between(rng, 1, 12)
+        return between(rng, 1, LARGEST)
     op = pick(rng, "+-*")
     if op == "*":  # One factor is a single digit, the other holds all operations.
         digit: Tree = between(rng, 2, 9)

@@ -17,8 +17,8 @@ from lrd_jax.tasks.base import Instance
 from lrd_jax.tasks.draw import between, pick, sample
 from lrd_jax.tasks.vocabulary import NAMES, THINGS
 
-# In a text: {A} and {B} are people, {t} things. The numbers a, b, c are 3 to 20, the
-# numbers k and m, which multiply, 2 to 9. In the plan they are worked out left first.
+# In a text: {A} and {B} are people, {t} things. The numbers a, b, c are 2 to 12, the
+# numbers k and m, which multiply, 2 to 5. In the plan they are worked out left first.
 TEMPLATES: tuple[tuple[str, Tree], ...] = (
     (
         "{A} has {a} {t}. {A} buys {b} more and gives {c} to {B}. "
@@ -147,7 +147,7 @@ def _story(rng: random.Random) -> Instance:
     number = between(rng, 0, len(TEMPLATES) - 1)
     template, plan = TEMPLATES[number]
     while True:
-        values = {name: between(rng, 2, 12) for name in "abc"}
+        values = {name: between(rng, 2, LARGEST) for name in "abc"}
         values |= {name: between(rng, 2, 5) for name in "km"}
         steps: list[str] = []
         value = value_of(plan, values, steps)
