@@ -30,7 +30,8 @@ _EXPRESSION_FRAMES = (
 _FACT_FRAMES = ("{fact} =", "What is {fact}?")
 _OPERATION_FRAMES = ("Compute each: {operations}", "Work out each: {operations}")
 _LEVEL = {"+": 1, "-": 1, "*": 2}
-LARGEST = 12  # Of any number on the way: a small model needs each fact hundreds of times.
+# Of any number on the way: a small model has to see each fact hundreds of times.
+LARGEST = 12
 
 
 def solve(op: str, left: int, right: int) -> int:
