@@ -5,6 +5,7 @@ go, and products of two-digit numbers would need steps of their own.
 """
 
 import functools
+import itertools
 import random
 import re
 from collections.abc import Callable, Mapping
@@ -29,7 +30,12 @@ _EXPRESSION_FRAMES = (
 )
 _FACT_FRAMES = ("{fact} =", "What is {fact}?")
 _OPERATION_FRAMES = ("Compute each: {operations}", "Work out each: {operations}")
+_EQUATION_FRAMES = (
+    "Write {count} equations like {examples}",
+    "Give {count} equations such as {examples}",
+)
 _LEVEL = {"+": 1, "-": 1, "*": 2}
+_EQUATION = re.compile(r"\d+ [-+*] \d+ = \d+")
 # Of any number on the way: a small model has to see each fact hundreds of times.
 LARGEST = 12
 
@@ -150,6 +156,27 @@ def _operations(rng: random.Random) -> Instance:
     )
 
 
+def _equations(rng: random.Random) -> Instance:
+    """True equations, any ones.
+
+    Nothing in the prompt tells an operand, so that a value has to be computed from what
+    stands beside it, as in the later steps of an expression.
+    """
+    count = between(rng, 3, 4)
+    drawn: dict[str, None] = {}  # In order, and each once.
+    while len(drawn) < count + 2:
+        drawn[_any_step(rng)] = None
+    *lines, first, second = drawn
+    examples = f"{first}, {second}"
+    return Instance(
+        prompt=pick(rng, _EQUATION_FRAMES).format(count=count, examples=examples),
+        answer="\n".join(lines),
+        payload={"count": count},
+        key=f"equations: {count} {examples}",
+        group=f"equations: {examples}",
+    )
+
+
 def _any_step(rng: random.Random) -> str:
     steps: list[str] = []
     value_of(_draw_tree(rng), {}, steps)
@@ -185,6 +212,20 @@ def _same_lines(payload: Payload, answer: str) -> bool:
     return answer.split("\n")[: len(lines)] == lines
 
 
+def _true_equations(payload: Payload, answer: str) -> bool:
+    """As many different true ones as asked for; then the end, or something else."""
+    lines = answer.split("\n")
+    equations = list(itertools.takewhile(_EQUATION.fullmatch, lines))
+    return len(equations) == len({*equations}) == payload["count"] and all(
+        _is_true(line) for line in equations
+    )
+
+
+def _is_true(equation: str) -> bool:
+    left, op, right, _, value = equation.split(" ")
+    return str(solve(op, int(left), int(right))) == value
+
+
 def stepwise_task(name: str, generate: Callable[[random.Random], Instance]) -> Task:
     """A task judged, as GSM8K is, by the number after `####` alone."""
     return Task(
@@ -217,6 +258,13 @@ TASKS = (
         generate=_operations,
         extract=until_end,
         grade=one_by_one(_same_lines),
+    ),
+    Task(
+        name="equations",
+        family="facts",
+        generate=_equations,
+        extract=until_end,
+        grade=one_by_one(_true_equations),
     ),
     stepwise_task("expressions", _expression),
 )
