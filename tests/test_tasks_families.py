@@ -134,6 +134,31 @@ def test_operations_are_read_line_by_line():
         assert not task.score(problem, response)
 
 
+def test_equations_are_true_and_not_those_of_the_prompt():
+    for x in drawn("equations", 300):
+        lines = x.answer.split("\n")
+        assert len(lines) == x.payload["count"] == int(x.prompt.split(" ")[1])
+        examples = re.split(" like | such as ", x.prompt)[1].split(", ")
+        assert len({*lines, *examples}) == len(lines) + 2
+        for line in (*lines, *examples):
+            left, value = line.split(" = ")
+            assert eval(left) == int(value)
+
+
+def test_any_true_equations_do():
+    task, problem = tasks.find("equations"), example(count=2)
+    for response in ("1 + 2 = 3\n4 * 4 = 16", "30 - 1 = 29\n1 + 1 = 2\n#### 2"):
+        assert task.score(problem, response)
+    for response in (
+        "1 + 2 = 3",
+        "1 + 2 = 3\n1 + 2 = 3",
+        "1 + 2 = 3\n4 * 4 = 8",
+        "3 = 3\n4 = 4",
+        "1 + 2 = 3\n4 * 4 = 16\n1 - 1 = 0",
+    ):
+        assert not task.score(problem, response)
+
+
 def test_lookups_repeat_their_keys():
     for x in drawn("lookup", 300):
         table, wanted = re.split(r"\. Find |, look up ", x.prompt)

@@ -53,6 +53,7 @@ GOLDEN = {
     "facts": ["4db5d8f46632e9a9", "2df6df5db90d8179", "158bb297c5081906"],
     "products": ["37acc4b3e303008a", "bdd00f004c60991b", "a361f844ad12e633"],
     "operations": ["c6261ee9d4ddb7d0", "3213475920fd236e", "e157f20a92a4a529"],
+    "equations": ["7533f536dc1ca941", "f37ee2b8b2f52af9", "3f47cd02ad408c89"],
     "expressions": ["87822bf9d7cce6f6", "04f25b23569b4054", "5d306cc49d2148a5"],
     "word_problems": ["954809048a27b49a", "52b11bdc05698d49", "a248b1b9b8ebbd11"],
 }
