@@ -34,6 +34,12 @@ def test_any_text_comes_back(digits, text):
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
+def test_tasks_can_be_left_out():
+    few = set(task_texts(5, without=("sudoku", "copy")))
+    assert few < set(task_texts(5))
+    assert not [text for text in few if "sudoku" in text or text.startswith("Copy")]
+
+
 def test_digits_are_read_one_by_one():
     tokenizer = build()
     assert tokenizer.encode("1234+56").tokens == list("1234+56")

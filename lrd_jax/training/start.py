@@ -93,13 +93,18 @@ def from_recipe(recipe: Recipe, seed: int, written: pathlib.Path) -> Start:
         written: where an earlier start of the run has left the tokenizer, if it has.
 
     Raises:
-        UserError: the recipe's [model] is wrong.
+        UserError: the recipe's [model] is wrong, or its vocabulary leaves out what is
+            no task.
     """
     recipe.model_config(**vocabulary.stand_in_ids(recipe.vocabulary))
     tokenizer = Tokenizer.load(written)
     if tokenizer is None:
-        texts = vocabulary.task_texts(vocabulary.EXAMPLES_PER_TASK)
-        backend = vocabulary.build_tokenizer(recipe.vocabulary, texts)
+        without = recipe.vocabulary.without
+        texts = vocabulary.task_texts(vocabulary.EXAMPLES_PER_TASK, without)
+        try:
+            backend = vocabulary.build_tokenizer(recipe.vocabulary, texts)
+        except UserError as error:
+            raise UserError(f"{recipe.where}: [vocabulary] without: {error}") from None
         tokenizer = Tokenizer(backend, vocabulary.NAMED, vocabulary.CHAT_TEMPLATE)
     config = recipe.model_config(**vocabulary.special_ids(tokenizer.backend))
 

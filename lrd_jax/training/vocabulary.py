@@ -7,10 +7,10 @@ spaces, so that an item of a list is the same token wherever it stands.
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from lrd_jax.tasks import TASKS, instances
+from lrd_jax.tasks import TASKS, instances, named
 from lrd_jax.training.settings import VocabularyConfig
 
 END, MASK = "<|endoftext|>", "<|mdm_mask|>"
@@ -34,9 +34,20 @@ _SINGLE = r"\d"
 _PIECES = r"|\.|[,:] | [-+*=] | ?\p{L}+| ?[^\s\p{L}\p{N}.]+|\s+"
 
 
-def task_texts(count: int) -> Iterator[str]:
-    """Prompts and answers of the training split, the same ones every time."""
+def task_texts(count: int, without: Sequence[str] = ()) -> Iterator[str]:
+    """Prompts and answers of the training split, the same ones every time.
+
+    Args:
+        count: problems of each task.
+        without: tasks or families to leave out.
+
+    Raises:
+        UserError: `without` names no task.
+    """
+    left_out = {task.name for name in without for task in named(name)}
     for task in TASKS.values():
+        if task.name in left_out:
+            continue
         for instance in itertools.islice(instances(task, "train", seed=0), count):
             yield instance.prompt
             yield instance.answer
