@@ -122,6 +122,10 @@ def test_operations_are_the_single_steps_of_expressions():
         line for x in drawn("expressions", 5000) for line in x.answer.split("\n")[:-1]
     }
     assert of_operations <= of_expressions
+    operands = [line.split(" = ")[0].split(" ") for line in of_operations]
+    assert {op for _, op, _ in operands} == set("+-*")
+    # Leaves begin at 1: a 0 comes from an earlier step.
+    assert "0" in {n for a, _, b in operands for n in (a, b)}
     for line in of_expressions:
         left, value = line.split(" = ")
         assert eval(left) == int(value)

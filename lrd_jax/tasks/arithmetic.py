@@ -237,13 +237,19 @@ def stepwise_task(name: str, generate: Callable[[random.Random], Instance]) -> T
     )
 
 
-def _fact_task(name: str, generate: Callable[[random.Random], Instance]) -> Task:
+def _fact_task(
+    name: str,
+    generate: Callable[[random.Random], Instance],
+    *,
+    extract: Callable[[str], str | None] = _only_number,
+    judge: Callable[[Payload, str], bool] = same_number,
+) -> Task:
     return Task(
         name=name,
         family="facts",
         generate=generate,
-        extract=_only_number,
-        grade=one_by_one(same_number),
+        extract=extract,
+        grade=one_by_one(judge),
     )
 
 
@@ -252,19 +258,7 @@ TASKS = (
     _fact_task(
         "products", functools.partial(_fact, ops="*", largest=9, name="products")
     ),
-    Task(
-        name="operations",
-        family="facts",
-        generate=_operations,
-        extract=until_end,
-        grade=one_by_one(_same_lines),
-    ),
-    Task(
-        name="equations",
-        family="facts",
-        generate=_equations,
-        extract=until_end,
-        grade=one_by_one(_true_equations),
-    ),
+    _fact_task("operations", _operations, extract=until_end, judge=_same_lines),
+    _fact_task("equations", _equations, extract=until_end, judge=_true_equations),
     stepwise_task("expressions", _expression),
 )

@@ -198,8 +198,8 @@ def _lookup(rng: random.Random) -> Instance:
     else:
         values = [w for w in sample(rng, WORDS, 2 * count) if w not in keys][:count]
     table = dict(zip(keys, values, strict=True))
-    # Mostly several keys, and each is repeated before its value: an answer of values
-    # alone takes two steps of attention at once, and was not learned.
+    # Mostly several keys: one value alone is little to learn from. Each is repeated
+    # before its value, which then has to be found for a key that stands beside it.
     wanted = sample(rng, keys, between(rng, 1, 3))
     items = ", ".join(f"{key} = {value}" for key, value in table.items())
     return _instance(

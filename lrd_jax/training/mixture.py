@@ -14,11 +14,20 @@ def task_weights(weights: Mapping[str, int | float], where: str) -> dict[str, fl
     """
     shares: dict[str, float] = {}
     for name, weight in weights.items():
-        try:
-            members = [task.name for task in named(name)]
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
+        members = task_names(name, where)
         for member in members:
             shares[member] = shares.get(member, 0.0) + weight / len(members)
     total = sum(shares.values())
     return {name: share / total for name, share in shares.items()}
+
+
+def task_names(name: str, where: str) -> list[str]:
+    """The name itself if it is a task's, else those of the family's tasks.
+
+    Raises:
+        UserError: neither a task nor a family; `where` says who named it.
+    """
+    try:
+        return [task.name for task in named(name)]
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from lrd_jax.tasks import TASKS, instances, named
+from lrd_jax.tasks import TASKS, instances
 from lrd_jax.training.settings import VocabularyConfig
 
 END, MASK = "<|endoftext|>", "<|mdm_mask|>"
@@ -39,14 +39,10 @@ def task_texts(count: int, without: Sequence[str] = ()) -> Iterator[str]:
 
     Args:
         count: problems of each task.
-        without: tasks or families to leave out.
-
-    Raises:
-        UserError: `without` names no task.
+        without: names of tasks to leave out.
     """
-    left_out = {task.name for name in without for task in named(name)}
     for task in TASKS.values():
-        if task.name in left_out:
+        if task.name in without:
             continue
         for instance in itertools.islice(instances(task, "train", seed=0), count):
             yield instance.prompt
