@@ -44,6 +44,13 @@ def open_mesh(flag: str | None, source: Source) -> Mesh | None:
     return mesh
 
 
+def span(mesh: Mesh | None) -> int:
+    """How many processes' devices a mesh is over."""
+    if mesh is None:
+        return 1
+    return len({device.process_index for device in mesh.devices.flat})
+
+
 def place(
     source: Source, mesh: Mesh | None, make_slots: Callable[..., Slots] | None = None
 ) -> Placed:

@@ -71,6 +71,7 @@ def _run(
     kind = kind_of(flags.quantize, flags.quantize_embeddings)
     source = open_source(flags.ckpt, flags.dtype, kind)
     mesh = devices.open_mesh(flags.mesh, source)
+    team = team.in_groups(devices.span(mesh))
     place = functools.partial(devices.place, source, mesh, make_slots)
     groups = make_groups(
         request.members,

@@ -78,6 +78,7 @@ def _run(
         source = open_source(request.ckpt, request.dtype, request.quantization)
 
         mesh = devices.open_mesh(request.mesh, source)
+    team = team.in_groups(devices.span(mesh))
 
     from lrd_jax.batches import encode_job
 
@@ -110,7 +111,8 @@ def _run(
 
 def _say_part(team: Team, figures: str) -> None:
     # To stderr: they are no result, and no process knows all of them.
-    say(f"process {team.id} of {team.count}: {figures}")
+    if team.writes:
+        say(f"process {team.id} of {team.count}: {figures}")
 
 
 def _import_modules() -> None:

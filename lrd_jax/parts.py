@@ -1,7 +1,8 @@
 """An output file that several processes write: each a part, which then become one.
 
 Process I of N has the rows I, I + N, ... and writes them to OUTPUT.part-I-of-N, a
-`RunFile` of its own. What parts a killed run has left, also one of another number of
+`RunFile` of its own. So has group I of N where processes share a copy of the weights:
+its first one writes. What parts a killed run has left, also one of another number of
 processes, the next run takes over.
 """
 
@@ -23,6 +24,26 @@ from lrd_jax.runfile import RunFile
 Ids = Sequence[int | str]
 
 
+class Follower(RunFile):
+    """A file of results as a process sees it that makes them too, but does not write.
+
+    It is told how many are done, and never opened.
+    """
+
+    def __init__(
+        self, path: pathlib.Path, ids: Ids, num_done: int, nonfinite: list[int | str]
+    ) -> None:
+        super().__init__(path, {}, ids, lock=False)
+        self.num_done = num_done
+        self.nonfinite = nonfinite
+
+    def start(self) -> None:
+        """Nothing: another process does."""
+
+    def append(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing: another process does."""
+
+
 @contextlib.contextmanager
 def open_output(
     path: pathlib.Path | str, settings: Mapping[str, Any], ids: Ids, team: Team
@@ -33,10 +54,11 @@ def open_output(
         path: the output, on a file system that all processes share.
         settings: as for `RunFile`.
         ids: of all results, in order.
-        team: the processes. A single one writes the output itself.
+        team: the processes, in their groups. A single one writes the output itself.
 
     Yields:
-        The file for the results of this process, and which of all they are. If the
+        The file for the results of this process, and which of all they are; a
+        `Follower` where another process of its group writes them. If the
         output is complete already, that is the output itself, and all.
 
     Raises:
@@ -50,28 +72,39 @@ def open_output(
         def start() -> tuple[RunFile, RunFile, slice]:
             whole = RunFile(path, settings, ids, lock=team.leads)
             stack.enter_context(whole)
-            if team.count == 1 or whole.num_done == len(ids):
+            if team.groups == 1 or whole.num_done == len(ids):
                 file, share = whole, slice(None)
             else:
-                share = slice(team.id, None, team.count)
-                part = _part_path(path, team.id, team.count)
-                file = stack.enter_context(RunFile(part, settings, ids[share]))
+                share = slice(team.group, None, team.groups)
+                part = _part_path(path, team.group, team.groups)
+                file = RunFile(part, settings, ids[share], lock=team.writes)
+                stack.enter_context(file)
+            if not team.writes:
+                return whole, file, share
             # Parts of this run are being written, and none has rows of another.
-            left = [p for p in _parts(path) if _process(p)[1] != team.count]
+            left = [p for p in _parts(path) if _process(p)[1] != team.groups]
             sources = [whole.path, *left] if file is not whole else left
             _take_over(file, range(len(ids))[share], sources, settings, ids)
             return whole, file, share
 
         def finish() -> None:
             if team.leads:
-                if team.count > 1:
+                if team.groups > 1:
                     _join(whole, settings, ids)
                 _remove_parts(path)
 
         whole, file, share = team.together(start)
-        yield file, share
+        yield _as_written(file, ids[share], team), share
         team.exchange()  # All have decoded.
         team.together(finish)
+
+
+def _as_written(file: RunFile, ids: Ids, team: Team) -> RunFile:
+    """The file, as the process knows it that writes it."""
+    told = team.exchange(json.dumps([file.num_done, file.nonfinite]))
+    if team.writes:
+        return file
+    return Follower(file.path, ids, *json.loads(told[team.group * team.span]))
 
 
 def _check_same(team: Team, told: Any) -> None:

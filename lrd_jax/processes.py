@@ -1,12 +1,17 @@
 """Several processes that share a run: who they are, and what they tell each other.
 
-Each decodes rows of its own, on its own devices. What passes between them are a few
-words through JAX's coordination service, never an array.
+Each decodes rows of its own, on its own devices; where a copy of the weights needs the
+devices of several, these are a group, which decodes the same rows together. What else
+passes between processes are a few words through JAX's coordination service, never an
+array.
 """
 
 import dataclasses
+import io
 import itertools
+import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -43,10 +48,12 @@ class Team:
     Attributes:
         id: which of them this is, from 0.
         count: how many there are.
+        span: how many in a row make a group, which shares a copy of the weights.
     """
 
     id: int = 0
     count: int = 1
+    span: int = 1
     _steps: Iterator[int] = dataclasses.field(
         default_factory=itertools.count, repr=False, compare=False
     )
@@ -55,6 +62,25 @@ class Team:
     def leads(self) -> bool:
         """Whether this is the one process that does what is done once."""
         return self.id == 0
+
+    @property
+    def writes(self) -> bool:
+        """Whether this is the one process of its group that writes the results."""
+        return self.id % self.span == 0
+
+    @property
+    def group(self) -> int:
+        """Which group this process is in, from 0."""
+        return self.id // self.span
+
+    @property
+    def groups(self) -> int:
+        """How many groups there are."""
+        return self.count // self.span
+
+    def in_groups(self, span: int) -> "Team":
+        """The same processes, in groups of that many."""
+        return dataclasses.replace(self, span=span)
 
     def exchange(self, text: str = "") -> list[str]:
         """The texts of all processes, in order, once each has told its own.
@@ -176,4 +202,18 @@ def join(meeting: Meeting | None) -> Team:
         if address is None:
             reason += " Give `--coordinator HOST:PORT` and its two companions instead."
         raise UserError(f"`--coordinator {meeting.coordinator}`: {reason}") from None
+    _keep_stdout()
     return Team(jax.process_index(), jax.process_count())
+
+
+def _keep_stdout() -> None:
+    """What a library prints goes to stderr from here on, and Python's own to stdout.
+
+    Gloo, which joins CPUs, tells of each connection where only results belong.
+    """
+    sys.stdout.flush()
+    own = open(os.dup(1), "wb")
+    os.dup2(2, 1)
+    sys.stdout = io.TextIOWrapper(
+        own, encoding=sys.stdout.encoding, errors=sys.stdout.errors, line_buffering=True
+    )

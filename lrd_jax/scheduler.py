@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from lrd_jax.base import Params
 from lrd_jax.batches import Row, stack
@@ -131,6 +132,12 @@ def pad_lengths(
     return [kept[length] for length in buckets]
 
 
+def _row_keys(key_data: Array, lines: Array) -> Array:
+    """A key for each row, of the numbers of their lines."""
+    key = jax.random.wrap_key_data(key_data)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, lines)
+
+
 @contextlib.contextmanager
 def memory_errors(rows: int, length: int) -> Iterator[None]:
     """Turns a device's lack of memory into a `UserError`.
@@ -182,8 +189,9 @@ class Scheduler:
         self.run_seconds = 0.0
         self._slots = slots
         self._params = params
-        self._key = jax.random.key(seed)
-        self._row_keys = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
+        # Of NumPy: where a mesh is over several processes, all give the same.
+        self._key_data = np.asarray(jax.random.key_data(jax.random.key(seed)))
+        self._row_keys = jax.jit(_row_keys, out_shardings=slots.everywhere)
         # As many in each group: some are then idle that need not be.
         self._num_slots = -(-num_slots // slots.groups) * slots.groups
         self._config = config
@@ -245,7 +253,7 @@ class Scheduler:
             self._config.pad_id,
             infill=self._gen_length is None,
         )
-        keys = self._row_keys(self._key, batch.lines)
+        keys = self._row_keys(self._key_data, batch.lines)
         inputs: list[Any] = [batch.ids, batch.mask, keys]
         if batch.open_mask is not None:
             inputs.append(batch.open_mask)

@@ -161,18 +161,21 @@ def choose_mesh(
     devices: int,
     memory: int | None,
     quantization: str | None = None,
+    processes: int = 1,
 ) -> tuple[MeshShape, str]:
     """All devices on `data` if the weights fit one, else the least `model` that fits.
 
     A `model` that heads divide by goes first: else every device computes all of the
-    attention. Dream has 28 heads and 4 key/value heads.
+    attention. Dream has 28 heads and 4 key/value heads. A process alone goes before
+    several, which then share a copy and have all their devices on `model`.
 
     Args:
         config: of the model.
         dtype: of the weights.
-        devices: how many there are.
+        devices: how many a process has.
         memory: bytes of each; None where they share the host's, as on CPU.
         quantization: what is in int8, as for `specs`.
+        processes: how many there are, with as many devices each.
 
     Returns:
         The shape, and why.
@@ -183,10 +186,12 @@ def choose_mesh(
     if memory is None:
         return MeshShape(devices, 1), "the devices share the memory of the host"
     room = WEIGHTS_SHARE * memory
+    splits = [
+        *(model for model in range(1, devices + 1) if devices % model == 0),
+        *(devices * n for n in range(2, processes + 1) if processes % n == 0),
+    ]
     sizes = {
-        model: weight_bytes(config, dtype, model, quantization)
-        for model in range(1, devices + 1)
-        if devices % model == 0
+        model: weight_bytes(config, dtype, model, quantization) for model in splits
     }
     fitting = [model for model in sizes if sizes[model] <= room]
     if not fitting:
@@ -197,12 +202,14 @@ def choose_mesh(
             "GiB: use more devices, `--dtype bfloat16` or `--quantize int8`, or force "
             "a split with `--mesh`."
         )
-    model = min(fitting, key=lambda m: (not divides(config, m)["heads"], m))
+    model = min(
+        fitting, key=lambda m: (m > devices, not divides(config, m)["heads"], m)
+    )
     why = (
         f"weights take {sizes[model] / GIB:.1f} GiB of a device's {memory / GIB:.1f}"
         + (f", whole they would take {sizes[1] / GIB:.1f}" if model > 1 else "")
     )
-    return MeshShape(devices // model, model), why
+    return MeshShape(max(1, devices // model), model), why
 
 
 def open_mesh(
@@ -213,31 +220,54 @@ def open_mesh(
 ) -> tuple[Mesh | None, str]:
     """The mesh over a process's own devices that a command asks for, or the best one.
 
+    Where `model` is more than they are, it is over those of several processes.
+
     Returns:
         The mesh, None where it is a single device and nothing is to be spread; and one
         line that says which mesh and why.
 
     Raises:
-        UserError: as for `make_mesh` and `choose_mesh`; the devices are several
-            processes'.
+        UserError: as for `make_mesh`, `choose_mesh` and `_sharing_devices`.
     """
-    devices, why = jax.local_devices(), "as asked"
-    if shape is None and len(devices) == 1:
+    devices, processes, why = jax.local_devices(), jax.process_count(), "as asked"
+    if shape is None and len(devices) * processes == 1:
         shape, why = MeshShape(1, 1), "there is one device"
     elif shape is None:
         memory = (devices[0].memory_stats() or {}).get("bytes_limit")
-        shape, why = choose_mesh(config, dtype, len(devices), memory, quantization)
-    needed = (shape.data or 1) * shape.model
-    if jax.process_count() > 1 and needed > len(devices):
-        raise UserError(
-            f"`--mesh` asks for {needed} devices, and a process has {len(devices)}: it "
-            "says what each process does, and a mesh over several of them is not "
-            "supported by the commands yet."
+        shape, why = choose_mesh(
+            config, dtype, len(devices), memory, quantization, processes
         )
+    if processes > 1:
+        devices = _sharing_devices(shape)
     mesh = make_mesh(shape, devices)
     chosen = MeshShape(mesh.shape[DATA], mesh.shape[MODEL])
     line = f"mesh {chosen}: " + "; ".join([why, *whole_parts(config, chosen.model)])
     return (mesh if mesh.size > 1 else None), line
+
+
+def _sharing_devices(shape: MeshShape) -> Sequence[jax.Device]:
+    """The devices of this process, and of those that share a copy of the weights.
+
+    These are as many processes in a row as `model` needs.
+
+    Raises:
+        UserError: processes cannot be grouped so, or have too few devices.
+    """
+    each, processes = jax.local_device_count(), jax.process_count()
+    span = max(1, -(-shape.model // each))
+    if processes % span or (span > 1 and shape.model != span * each):
+        raise UserError(
+            f"`--mesh model={shape.model}`: a copy of the weights over several "
+            f"processes takes all {each} devices of each, and as many processes as "
+            f"divide {processes}."
+        )
+    if (shape.data or 1) * shape.model > span * each:
+        raise UserError(
+            f"`--mesh {shape}` is what {span} of the {processes} processes do, and "
+            f"needs {(shape.data or 1) * shape.model} devices; they have {span * each}."
+        )
+    first = jax.process_index() // span * span
+    return [d for d in jax.devices() if first <= d.process_index < first + span]
 
 
 def batch_decode(

@@ -163,6 +163,27 @@ def test_a_checkpoint_is_read_by_each_for_itself(tmp_path, start):
     assert len(read(output)) == 1
 
 
+def test_processes_in_groups_share_a_copy_of_the_weights(tmp_path, start):
+    """Four of one device each, two copies; the prompts are of two lengths."""
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    prompts = ["Copy this: cow", "Reverse this list: " + ", ".join(["owl"] * 12)] * 2
+    source.write_text("\n".join(json.dumps({"prompt": p}) for p in prompts[:3]))
+    command = [sys.executable, "-m", "lrd_jax.generate", "--input", source, "--seed", 3]
+    command += ["--decode.gen-length", 8, "--decode.temperature", 0.5]
+    command += ["--batch-size", 2, "--output"]
+    made = ends(start(*[[*command, output, "--mesh", "model=2"]] * 4))
+    for i, (code, out, err) in enumerate(made):
+        assert code == 0, err
+        assert out == ""
+        assert (f"process {i} of 4: prompts {2 - i // 2} | " in err) == (i % 2 == 0)
+    alone = tmp_path / "alone.jsonl"
+    subprocess.run([*map(str, [*command, alone])], check=True)
+    texts = [[record["text"] for record in read(path)] for path in (output, alone)]
+    assert len(texts[0]) == 3
+    assert texts[0] == texts[1]
+    assert parts(output) == [tmp_path / "out.jsonl.meta.json"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_mesh_over_two_processes_is_read_by_both(tmp_path):
     """Each checks its devices' shards; what it takes of memory is not looked at."""
@@ -338,11 +359,43 @@ def test_nothing_to_find(monkeypatch):
     assert join(None) == Team(0, 1)
 
 
-def test_a_mesh_over_several_processes_is_refused(monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(UserError, match="asks for 8 devices, and a process has 1:"):
-        sharding.open_mesh(MeshShape(None, 8), toy_config(), "float32")
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (MeshShape(None, 3), r"as many processes as divide 4\.$"),
+        (MeshShape(None, 8), r"takes all 1 devices of each, .* as divide 4\.$"),
+        (MeshShape(2, 2), "is what 2 of the 4 processes do, and needs 4 devices; they"),
+        (MeshShape(2, 1), "is what 1 of the 4 processes do, and needs 2 devices; they"),
+    ],
+)
+def test_a_mesh_that_processes_cannot_share(monkeypatch, shape, message):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(UserError, match=message):
+        sharding.open_mesh(shape, toy_config(), "float32")
     assert sharding.open_mesh(None, toy_config(), "float32")[0] is None
+
+
+def test_the_first_of_a_group_writes(tmp_path):
+    path, ids = tmp_path / "out", ["a", 1, "c", 3, "e"]
+    taken = [write(path, ids, Alone(i, 4).in_groups(2)) for i in (2, 3, 0, 1)]
+    assert taken == [0, 2, 0, 5]  # The last one finds that the file is whole.
+    assert made_by(path) == [[0, 4], [2, 4], [0, 4], [2, 4], [0, 4]]
+    assert parts(path) == [tmp_path / "out.meta.json"]
+
+
+def test_a_group_goes_by_what_its_first_process_says(tmp_path):
+    class Told(Team):
+        def exchange(self, text=""):
+            if not text.startswith("["):
+                return [text] * self.count
+            return ['[9, ["z"]]', '[9, ["z"]]', '[1, ["a"]]', text]
+
+    team = Told(3, 4).in_groups(2)
+    with open_output(tmp_path / "out", {}, ["a", "b", "c"], team) as (file, share):
+        assert (file.num_done, file.nonfinite, share) == (1, ["a"], slice(1, None, 2))
+        file.start()
+        file.append([{"id": "a"}])
+    assert not parts(tmp_path / "out")
 
 
 def test_a_share_of_the_problems_keeps_their_groups():

@@ -88,6 +88,20 @@ def test_the_least_split_that_fits(config, dtype, devices, gib, want):
         assert f"{each:.1f} GiB of a device's {gib:.1f}" in why
 
 
+@pytest.mark.parametrize(
+    ("dtype", "devices", "processes", "want"),
+    [
+        ("bfloat16", 4, 4, MeshShape(2, 2)),  # No need to share.
+        ("bfloat16", 1, 4, MeshShape(1, 2)),
+        ("float32", 1, 4, MeshShape(1, 4)),
+        ("float32", 2, 4, MeshShape(1, 4)),
+    ],
+)
+def test_processes_share_a_copy_that_none_can_hold(dtype, devices, processes, want):
+    chosen = sharding.choose_mesh(LLADA, dtype, devices, 16 * GIB, None, processes)
+    assert chosen[0] == want
+
+
 def test_weights_that_fit_nowhere_get_one_line():
     with pytest.raises(UserError, match="even when split over 2, more than 80% of its"):
         sharding.choose_mesh(LLADA, "float32", 2, 16 * GIB)

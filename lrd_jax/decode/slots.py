@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Int, Key
 
@@ -30,11 +30,13 @@ class Slots(NamedTuple):
             `stop_reason` is RUNNING where a slot's row is not done.
         groups: of equally many slots in turn, each of which decodes by itself; where
             there are several, `enough` is `[groups]`, one number for each.
+        everywhere: how an array lies that all devices have whole; None for one device.
     """
 
     start: Callable[..., DecodeState]
     advance: Callable[..., tuple[DecodeState, DecodeResult]]
     groups: int = 1
+    everywhere: Sharding | None = None
 
 
 def make_slots(
@@ -133,6 +135,7 @@ def _spread(slots: Slots, mesh: Mesh, param_specs: Any, cached: bool) -> Slots:
         start=jax.jit(start),
         advance=jax.jit(advance, donate_argnames="state"),
         groups=groups,
+        everywhere=NamedSharding(mesh, REPLICATED),
     )
 
 
