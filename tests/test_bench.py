@@ -4,13 +4,17 @@ import importlib.util
 import json
 import pathlib
 
+import numpy as np
 import pytest
 from toy_bench import model_file
 
 from lrd_jax.bench import main
 from lrd_jax.benchmark import clock, sweep
-from lrd_jax.benchmark.parts import summarise_parts
+from lrd_jax.benchmark.parts import part_runs, summarise_parts
 from lrd_jax.benchmark.request import parse
+from lrd_jax.benchmark.subject import make_subject
+from lrd_jax.config import BaselineConfig
+from lrd_jax.decode.state import Phase
 
 SMALL = "--prompt 6 --gen-length 4 --repeats 1"
 
@@ -128,6 +132,18 @@ def test_memory_that_a_run_takes_is_seen():
     if large is None:
         pytest.skip("the system does not tell")
     assert small < size / 4 < 0.9 * size < large < 2 * size
+
+
+@pytest.mark.parametrize("threshold", [None, 1e-6])
+def test_the_turn_that_is_measured_runs_a_forward(tmp_path, threshold):
+    """Also of a method that commits all it has at once, and then is done."""
+    small = ["--model", model_file(tmp_path), *SMALL.split()]
+    subject = make_subject(parse([*small, "--n", "2", "--batch-size", "2"]))
+    cfg = BaselineConfig(gen_length=4, threshold=threshold)
+    batch = subject.batches[0]
+    runs = part_runs(subject.denoiser, subject.params, cfg, batch)
+    state = runs["turn"]()
+    assert np.all(state.phase != Phase.DONE)
 
 
 def test_belief_is_what_goes_beyond_one_head_product():

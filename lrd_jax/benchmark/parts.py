@@ -33,7 +33,10 @@ def compiled(fn: Callable[..., Any], *args: Any) -> Run:
 def part_runs(
     denoiser: Denoiser, params: Params, cfg: MethodConfig, batch: Batch
 ) -> dict[str, Run]:
-    """The programs of one turn, on the state two turns into the decode of `batch`."""
+    """The programs of one turn, on the state two turns into the decode of `batch`.
+
+    Or fewer, where by then all is committed: that turn would run no forward.
+    """
     plan = loop.make_plan(denoiser, cfg)
 
     # Which rows decode is computed inside: a constant would be folded away.
@@ -59,7 +62,10 @@ def part_runs(
     )
     turn_run = jax.jit(turn).lower(params, state).compile()
     for _ in range(2):
-        state = turn_run(params, state)
+        ahead = turn_run(params, state)
+        if not _alive(turn_run(params, ahead)).any():
+            break
+        state = ahead
     whole_run = compiled(whole, params, state)
     hidden, _ = whole_run()
     read_run = compiled(read, params, state, hidden)
