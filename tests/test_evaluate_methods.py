@@ -41,7 +41,7 @@ def test_the_shipped_methods_are_those_of_the_table():
         "threshold_soft": soft,
         "entropy_bound_soft": DecodeConfig(entropy_bound=0.1, **window),
         "turbo": BaselineConfig(
-            threshold=0.95, commit_order="confidence", trim_tail=True, **window
+            threshold=0.97, commit_order="confidence", trim_tail=True, **window
         ),
     }
 
