@@ -30,7 +30,7 @@ class Quick:
 
 @pytest.fixture(scope="module")
 def slots():
-    start, advance, _ = make_slots(toy.DENOISER, SAMPLED)
+    start, advance, *_ = make_slots(toy.DENOISER, SAMPLED)
     return Quick(start), Quick(advance)
 
 
@@ -124,7 +124,7 @@ def test_a_refill_does_not_retrace(problem):
         return toy.DENOISER.hidden(*args, **kwargs)
 
     denoiser = dataclasses.replace(toy.DENOISER, hidden=counted)
-    start, advance, _ = make_slots(denoiser, RICH)
+    start, advance, *_ = make_slots(denoiser, RICH)
     state, _ = advance(
         params, start(params, *inputs), slots_of(0, 1), np.int32(3), *inputs
     )
