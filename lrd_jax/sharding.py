@@ -218,7 +218,7 @@ def open_mesh(
     dtype: DTypeLike,
     quantization: str | None = None,
 ) -> tuple[Mesh | None, str]:
-    """The mesh over a process's own devices that a command asks for, or the best one.
+    """The mesh that a command asks for, or the best one, over a process's own devices.
 
     Where `model` is more than they are, it is over those of several processes.
 
@@ -261,10 +261,11 @@ def _sharing_devices(shape: MeshShape) -> Sequence[jax.Device]:
             f"processes takes all {each} devices of each, and as many processes as "
             f"divide {processes}."
         )
-    if (shape.data or 1) * shape.model > span * each:
+    needed = (shape.data or 1) * shape.model
+    if needed > span * each:
         raise UserError(
             f"`--mesh {shape}` is what {span} of the {processes} processes do, and "
-            f"needs {(shape.data or 1) * shape.model} devices; they have {span * each}."
+            f"needs {needed} devices; they have {span * each}."
         )
     first = jax.process_index() // span * span
     return [d for d in jax.devices() if first <= d.process_index < first + span]

@@ -61,11 +61,12 @@ def part_runs(
         params, batch.ids, batch.mask, jax.random.key(0)
     )
     turn_run = jax.jit(turn).lower(params, state).compile()
+    ahead = turn_run(params, state)
     for _ in range(2):
-        ahead = turn_run(params, state)
-        if not _alive(turn_run(params, ahead)).any():
+        beyond = turn_run(params, ahead)
+        if not _alive(beyond).any():
             break
-        state = ahead
+        state, ahead = ahead, beyond
     whole_run = compiled(whole, params, state)
     hidden, _ = whole_run()
     read_run = compiled(read, params, state, hidden)
