@@ -27,7 +27,8 @@ class Step:
     """What can be done with a value.
 
     Attributes:
-        says: phrasings of it as a command, with | between them.
+        says: phrasings of it as a command, with | between them. Letters are quoted, as in
+            the code: there a letter is one token, behind a space it would be another.
         code: the expression. {x} stands for the value, or {i} for each item of it; the
             other names in braces are `CONSTANTS`, as in `says`.
         gives: kind of the result; "keep" if the code is a condition on the items kept.
@@ -125,22 +126,22 @@ STEPS: dict[str, tuple[Step, ...]] = {
         Step("take every second character", "{x}[::2]", "text"),
         Step("strip the spaces around it", "{x}.strip()", "text"),
         Step(
-            "replace {c} by {o}|change every {c} to {o}",
+            "replace '{c}' by '{o}'|change every '{c}' to '{o}'",
             "{x}.replace({c!r}, {o!r})",
             "text",
         ),
-        Step("remove every {c}|delete each {c}", "{x}.replace({c!r}, '')", "text"),
+        Step("remove every '{c}'|delete each '{c}'", "{x}.replace({c!r}, '')", "text"),
         Step("put '{e}' at the end|append '{e}'", "{x} + {e!r}", "text"),
         Step("put '{s}' in front", "{s!r} + {x}", "text"),
         Step("repeat it {f} times", "{x} * {f}", "text"),
         Step("sort its characters", "''.join(sorted({x}))", "text"),
         Step("take its length|count its characters", "len({x})", "number"),
-        Step("count the letter {c}", "{x}.count({c!r})", "number"),
+        Step("count the letter '{c}'", "{x}.count({c!r})", "number"),
         Step("split it into words", "{x}.split()", "words"),
         Step("split it at commas", "{x}.split(',')", "words"),
-        Step("tell if it starts with {c}", "{x}.startswith({c!r})", "truth"),
-        Step("tell if it ends with {c}", "{x}.endswith({c!r})", "truth"),
-        Step("tell if it contains {c}", "{c!r} in {x}", "truth"),
+        Step("tell if it starts with '{c}'", "{x}.startswith({c!r})", "truth"),
+        Step("tell if it ends with '{c}'", "{x}.endswith({c!r})", "truth"),
+        Step("tell if it contains '{c}'", "{c!r} in {x}", "truth"),
     ),
     "numbers": (
         Step("add {k} to each", "{i} + {k}", "numbers"),
@@ -169,9 +170,9 @@ STEPS: dict[str, tuple[Step, ...]] = {
         Step("take the first {d} letters of each", "{i}[:{d}]", "words"),
         Step("put '{e}' after each", "{i} + {e!r}", "words"),
         Step("take the length of each", "len({i})", "numbers"),
-        Step("keep those that start with {c}", "{i}.startswith({c!r})", "keep"),
-        Step("keep those that end with {c}", "{i}.endswith({c!r})", "keep"),
-        Step("keep those that contain {c}", "{c!r} in {i}", "keep"),
+        Step("keep those that start with '{c}'", "{i}.startswith({c!r})", "keep"),
+        Step("keep those that end with '{c}'", "{i}.endswith({c!r})", "keep"),
+        Step("keep those that contain '{c}'", "{c!r} in {i}", "keep"),
         Step("keep those longer than {n}", "len({i}) > {n}", "keep"),
         Step("sort them|sort alphabetically", "sorted({x})", "words"),
         Step("sort by length", "sorted({x}, key=len)", "words"),
@@ -197,9 +198,9 @@ CONDITIONS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "text": (
         ("it is empty", "not x"),
-        ("it starts with {c}", "x.startswith({c!r})"),
-        ("it ends with {c}", "x.endswith({c!r})"),
-        ("it contains {c}", "{c!r} in x"),
+        ("it starts with '{c}'", "x.startswith({c!r})"),
+        ("it ends with '{c}'", "x.endswith({c!r})"),
+        ("it contains '{c}'", "{c!r} in x"),
         ("it is longer than {n}", "len(x) > {n}"),
     ),
     "numbers": (

@@ -1,7 +1,8 @@
 """Lists and strings: sort, reverse, filter, copy and look up.
 
 A list is written with commas; an empty one is answered by `none`. Sorting and reversing
-change no item, so all that is asked for is already in the prompt.
+change no item, so all that is asked for is already in the prompt. No item stands in its
+list twice: what has been written then tells which item is next.
 """
 
 import random
@@ -71,7 +72,7 @@ def _instance(
 
 
 def _numbers(rng: random.Random) -> list[int]:
-    return [between(rng, 0, LARGEST) for _ in range(between(rng, 3, 4))]
+    return sample(rng, range(LARGEST + 1), between(rng, 3, 4))
 
 
 def _words(rng: random.Random) -> list[str]:
