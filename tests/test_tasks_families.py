@@ -42,6 +42,15 @@ def test_filters_rarely_leave_nothing():
     assert 0 < sum(x.answer == "none" for x in problems) < 100
 
 
+@pytest.mark.parametrize(
+    "name", ["sort_numbers", "sort_words", "filter_numbers", "filter_words"]
+)
+def test_no_item_to_sort_or_filter_stands_there_twice(name):
+    for problem in drawn(name, 200):
+        items = problem.prompt.rpartition(": ")[2].split(", ")
+        assert len({*items}) == len(items) >= 3
+
+
 # Sudoku
 
 
@@ -249,6 +258,16 @@ def test_chains_mean_the_same_with_all_parentheses(kind):
             plain = plainly(step, constants, plain, value.kind)
             value = code.apply(step, constants, value)
         assert results(value.text, kind) == results(plain, kind), value.text
+
+
+def test_letters_are_quoted_in_the_prompt_as_in_the_code():
+    quoted = 0
+    for name in ("code_text", "code_words", "code_if"):
+        for problem in drawn(name, 100):
+            letters = re.findall(r"'[a-z]'", problem.answer)
+            assert all(letter in problem.prompt for letter in letters)
+            quoted += len(letters)
+    assert quoted > 50
 
 
 def test_steps_have_all_constants_that_they_say():

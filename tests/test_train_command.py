@@ -381,7 +381,6 @@ def test_an_empty_file_is_named(start, tmp_path, capsys):
         ("windows = [8]", "windows = [1]", "shortest window, 1"),
         ("num_heads = 2", "num_head = 2", "num_heads"),
         ("head_dim = 8", "head_dim = 7", "`head_dim` must be even"),
-        ("size = 270", 'size = 270\nwithout = ["fact"]', "without: no task 'fact'"),
     ],
 )
 def test_a_wrong_recipe_is_named(old, new, named, tmp_path, capsys):

@@ -1,14 +1,10 @@
 """The built-in model's tokenizer."""
 
-import dataclasses
-
 import pytest
 
 from lrd_jax.errors import UserError
 from lrd_jax.tokenizer import Tokenizer
-from lrd_jax.training import vocabulary
-from lrd_jax.training.settings import VocabularyConfig, read_recipe
-from lrd_jax.training.start import from_recipe
+from lrd_jax.training.settings import VocabularyConfig
 from lrd_jax.training.vocabulary import (
     ASSISTANT,
     CHAT_TEMPLATE,
@@ -36,25 +32,6 @@ def test_equal_texts_give_an_equal_tokenizer(digits):
 def test_any_text_comes_back(digits, text):
     tokenizer = build(digits=digits)
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
-
-
-def test_tasks_can_be_left_out():
-    few = set(task_texts(5, without=("sudoku_easy", "sudoku_hard", "copy")))
-    assert few < set(task_texts(5))
-    assert not [text for text in few if "sudoku" in text or text.startswith("Copy")]
-
-
-def test_a_recipe_leaves_out_a_whole_family(monkeypatch, tmp_path):
-    monkeypatch.setattr(vocabulary, "EXAMPLES_PER_TASK", 20)
-    shipped = read_recipe("tiny_train")
-
-    def tokens(*without):
-        cfg = dataclasses.replace(shipped.vocabulary, without=without)
-        recipe = dataclasses.replace(shipped, vocabulary=cfg)
-        return from_recipe(recipe, 0, tmp_path).tokenizer.backend.get_vocab()
-
-    assert "sudoku" in " ".join(tokens())
-    assert "sudoku" not in " ".join(tokens("sudoku"))
 
 
 def test_digits_are_read_one_by_one():

@@ -27,8 +27,8 @@ class Step:
     """What can be done with a value.
 
     Attributes:
-        says: phrasings of it as a command, with | between them. Letters are quoted, as in
-            the code: there a letter is one token, behind a space it would be another.
+        says: phrasings of it as a command, with | between them. Letters are quoted,
+            as in the code: behind a space a letter would be another token.
         code: the expression. {x} stands for the value, or {i} for each item of it; the
             other names in braces are `CONSTANTS`, as in `says`.
         gives: kind of the result; "keep" if the code is a condition on the items kept.

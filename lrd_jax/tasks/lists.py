@@ -1,8 +1,8 @@
 """Lists and strings: sort, reverse, filter, copy and look up.
 
 A list is written with commas; an empty one is answered by `none`. Sorting and reversing
-change no item, so all that is asked for is already in the prompt. No item stands in its
-list twice: what has been written then tells which item is next.
+change no item, so all that is asked for is already in the prompt. No item of a list
+to sort or filter stands there twice: the one written last tells which is next.
 """
 
 import random

@@ -156,12 +156,10 @@ class VocabularyConfig:
         size: tokens, special ones included.
         digits: whether numbers are read digit by digit (`single`), or all but those of
             two digits, so that 0 to 99 are one token each (`pairs`).
-        without: tasks or families whose texts it is not made from.
     """
 
     size: int = 384
     digits: Literal["single", "pairs"] = "single"
-    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -18,7 +18,6 @@ from lrd_jax.model import backbone, families
 from lrd_jax.tokenizer import Tokenizer
 from lrd_jax.training import vocabulary
 from lrd_jax.training.export import copy_tokenizer
-from lrd_jax.training.mixture import task_names
 from lrd_jax.training.settings import Recipe
 
 # Layers up to which unrolling them costs little time to compile.
@@ -94,19 +93,12 @@ def from_recipe(recipe: Recipe, seed: int, written: pathlib.Path) -> Start:
         written: where an earlier start of the run has left the tokenizer, if it has.
 
     Raises:
-        UserError: the recipe's [model] is wrong, or its vocabulary leaves out what is
-            no task.
+        UserError: the recipe's [model] is wrong.
     """
     recipe.model_config(**vocabulary.stand_in_ids(recipe.vocabulary))
     tokenizer = Tokenizer.load(written)
     if tokenizer is None:
-        where = f"{recipe.where}: [vocabulary] without"
-        without = [
-            task
-            for name in recipe.vocabulary.without
-            for task in task_names(name, where)
-        ]
-        texts = vocabulary.task_texts(vocabulary.EXAMPLES_PER_TASK, without)
+        texts = vocabulary.task_texts(vocabulary.EXAMPLES_PER_TASK)
         backend = vocabulary.build_tokenizer(recipe.vocabulary, texts)
         tokenizer = Tokenizer(backend, vocabulary.NAMED, vocabulary.CHAT_TEMPLATE)
     config = recipe.model_config(**vocabulary.special_ids(tokenizer.backend))
