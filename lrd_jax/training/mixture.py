@@ -10,24 +10,15 @@ def task_weights(weights: Mapping[str, int | float], where: str) -> dict[str, fl
     """Task -> its share; a name that is no task's is a family's.
 
     Raises:
-        UserError: neither a task nor a family.
+        UserError: neither a task nor a family; `where` says who named it.
     """
     shares: dict[str, float] = {}
     for name, weight in weights.items():
-        members = task_names(name, where)
-        for member in members:
-            shares[member] = shares.get(member, 0.0) + weight / len(members)
+        try:
+            members = named(name)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        for task in members:
+            shares[task.name] = shares.get(task.name, 0.0) + weight / len(members)
     total = sum(shares.values())
     return {name: share / total for name, share in shares.items()}
-
-
-def task_names(name: str, where: str) -> list[str]:
-    """The name itself if it is a task's, else those of the family's tasks.
-
-    Raises:
-        UserError: neither a task nor a family; `where` says who named it.
-    """
-    try:
-        return [task.name for task in named(name)]
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
