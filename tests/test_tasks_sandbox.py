@@ -93,6 +93,14 @@ BAD = {
         Verdict.ERROR,
     ),
     "lists a folder": ("import os\ndef f(x): os.listdir('/'); return 4", Verdict.ERROR),
+    "opens a folder, to change what is in it": (
+        "import os\ndef f(x): os.open(os.path.dirname(os.__file__), 0); return 4",
+        Verdict.ERROR,
+    ),
+    "shared memory": (
+        "from multiprocessing import shared_memory\ndef f(x): return 4",
+        Verdict.ERROR,
+    ),
     "writes above": (
         "def f(x):\n open('../found', 'w').close()\n return 4",
         Verdict.ERROR,

@@ -32,6 +32,9 @@ _FRAMES = (
 )
 _CHAIN_LENGTHS = (1, 2, 2, 2)  # There are few with one step.
 _PREFIX = "def f(x): return "
+# A line that is not indented, with the indented and empty ones below it.
+_BLOCK = re.compile(r"^\S.*(?:\n(?:[ \t].*)?$)*", re.MULTILINE)
+_HELPER = re.compile(r"import\s+\w|from\s+[\w.]+\s+import\s|def\s")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,20 +174,20 @@ def _function(
 
 
 def extract(response: str) -> str | None:
-    """The program: `f` as a def (with its indented lines) or as a lambda."""
-    lines = until_end(response).splitlines()
-    for start, line in enumerate(lines):
-        if re.match(r"lambda\b", line):
-            return "f = " + line
-        if re.match(r"f\s*=", line):
-            return line
-        if re.match(r"def\s", line):
-            body = lines[start + 1 :]
-            end = next(
-                (i for i, text in enumerate(body) if text and not text[0].isspace()),
-                len(body),
-            )
-            return "\n".join([line, *body[:end]]).rstrip()
+    """The program: `f` as a def or a lambda, and the imports and functions above it.
+
+    What else stands above or below it, a text or a fence of Markdown, is left out.
+    """
+    needed: list[str] = []
+    for block in _BLOCK.findall(until_end(response)):
+        if re.match(r"lambda\b", block):
+            block = "f = " + block
+        if re.match(r"f\s*=", block):
+            return "\n".join([*needed, block.partition("\n")[0]])
+        if re.match(r"def\s+f\b", block):
+            return "\n".join([*needed, block.rstrip()])
+        if _HELPER.match(block):
+            needed.append(block.rstrip())
     return None
 
 

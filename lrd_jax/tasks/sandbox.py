@@ -6,7 +6,8 @@ output thrown away, limits on time, memory, file size, open files and processes,
 killed with all its group at the end. An audit hook refuses sockets, new processes and
 threads, native code, and files other than its own folder's and (to read) the standard
 library's. On Linux the runner also leaves the network (for a namespace of its own) if
-the system lets it, and programs started by root run as `nobody`.
+the system lets it, and programs started by root run as `nobody` if that user can read
+the library.
 
 It protects against what a model writes by accident or by imitation: endless loops, use
 of all the memory, recursion, `exit()`, deleting files, asking for input, downloads. A

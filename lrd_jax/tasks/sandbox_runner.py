@@ -40,8 +40,8 @@ _REFUSED = tuple(
 # Modules that reach the system without an event.
 _REFUSED_MODULES = frozenset(
     """
-    ctypes _ctypes _posixsubprocess _sqlite3 _dbm _gdbm _xxsubinterpreters _interpreters
-    _testcapi _testinternalcapi
+    ctypes _ctypes _posixsubprocess _posixshmem _sqlite3 _dbm _gdbm _xxsubinterpreters
+    _interpreters _testcapi _testinternalcapi
     """.split()
 )
 # Events whose first argument, or whose first two, are paths that change.
@@ -94,7 +94,8 @@ def make_guard(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
     library = [
         os.path.realpath(path) for path in (*sys.path, os.path.dirname(os.__file__))
     ]
-    realpath, fsdecode, sep = os.path.realpath, os.fsdecode, os.sep
+    realpath, isdir = os.path.realpath, os.path.isdir
+    fsdecode, sep = os.fsdecode, os.sep
     devices = ("/dev/null", "/dev/urandom", "/dev/random")
     num_writes = 0
 
@@ -114,7 +115,9 @@ def make_guard(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
         if event == "open":
             path, mode, flags = args
             writes = any(c in "wax+" for c in mode or "") or bool(flags & _WRITING)
-            check_path(event, path, writes=writes)
+            # Paths below an open folder (`dir_fd`) reach the guard without it.
+            folders_too = not isinstance(path, int) and isdir(path)
+            check_path(event, path, writes=writes or folders_too)
             num_writes += writes
         elif event in ("os.listdir", "os.scandir"):
             check_path(event, args[0], writes=False)
