@@ -119,8 +119,9 @@ class DecodeConfig(WindowConfig):
         tau_refine: phase 1 ends when D falls below it.
         tau_decode: phase 2 ends when D falls below it (KL stop); 0 turns that off.
         max_refine_steps: most refinement forwards before a commit; 0 skips phase 1.
-        refine_per_commit: k > 0 puts exactly k refinement forwards before each commit;
-            -1 refines until D < tau_refine before each commit; 0 before the first only.
+        refine_per_commit: k > 0 puts exactly k refinement forwards before each commit,
+            whatever D is, `tau_refine`, `kl_criterion` and `max_refine_steps`; -1
+            refines until D < tau_refine before each commit; 0 before the first only.
         kl_reduction: how D sums up the positions of the block: `mean` (Eq. 6), `sum`,
             `max`, or `mean_open` over positions not yet committed.
         kl_criterion: phase 1 settles by D itself (`value`) or its change (`delta`).
@@ -152,7 +153,7 @@ class DecodeConfig(WindowConfig):
         trim_tail: once an end-of-text id is committed, open positions behind it are
             padded at once, and a row's forwards leave out what of the window it no
             longer needs, in quarters of G. Approximate: what is left out is no longer
-            attended to.
+            attended to. In a batch a row's numbers are its own up to rounding.
     """
 
     block_length: int | None = None
@@ -250,12 +251,12 @@ class DecodeConfig(WindowConfig):
             check(self.stop_at_eos, "stop_at_eos", self.stop_at_eos, why)
             why = "none with `trim_tail`: a cache holds the window in full"
             check(self.cache == "none", "cache", self.cache, why)
-        if self.refine_per_commit == -1:
+        if self.refine_per_commit:
             check(
                 self.max_refine_steps > 0,
                 "max_refine_steps",
                 self.max_refine_steps,
-                "at least 1 when `refine_per_commit` is -1",
+                f"at least 1 when `refine_per_commit` is {self.refine_per_commit}",
             )
 
 
@@ -311,6 +312,10 @@ class LladaConfig(WindowConfig):
             blocks = self.gen_length // (self.block_length or self.gen_length)
             even = self.steps >= 1 and self.steps % blocks == 0
             check(even, "steps", self.steps, f"a multiple of the {blocks} block(s)")
+        if self.remasking == "random":
+            why = "false when `remasking` is random: its positions go by no confidence"
+            ends = self.confidence_eos_eot_inf
+            check(not ends, "confidence_eos_eot_inf", ends, why)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

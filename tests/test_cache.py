@@ -13,7 +13,9 @@ from reference.compare import assert_same_trees, row_of
 from test_backbone import DREAM, params_of
 from toy import LIKES_EOS, RICH, SAMPLED
 
+from lrd_jax.decode.cache import take_seats
 from lrd_jax.decode.loop import make_decode_fn, make_stepper
+from lrd_jax.decode.slots import make_slots
 from lrd_jax.decode.state import Phase, StopReason, select_rows
 from lrd_jax.model import families
 
@@ -175,7 +177,7 @@ def without_cache(state):
 def test_a_row_that_waits_stands_still(mode):
     waits = in_block = 0
     for old, new in itertools.pairwise(watched(mode).states):
-        for r in np.flatnonzero(old.cache.waiting & new.cache.waiting):
+        for r in np.flatnonzero((old.cache.waited > 0) & (new.cache.waited > 0)):
             rows = [row_of(without_cache(state), r) for state in (old, new)]
             assert_same_trees(*rows)
             waits += 1
@@ -219,6 +221,28 @@ def test_a_wider_lane_takes_fewer_turns_to_the_same_results():
     turns = [len(run.calls) for run in (narrow, wide)]
     assert turns[1] == results[1].num_forwards.max() + 1  # The last one only commits.
     assert turns[0] > turns[1]
+
+
+def test_who_has_waited_longest_gets_the_seat():
+    needs = jnp.array([True, True, False, True])
+    waited = jnp.array([0, 2, 9, 2], jnp.int32)
+    assert take_seats(needs, waited, 2).tolist() == [1, 3]
+    assert take_seats(needs, waited, 4).tolist() == [1, 3, 0, 4]
+
+
+def test_rows_that_come_and_go_do_not_keep_one_from_its_seat():
+    """With each row a block long, a new one wants a full forward at once."""
+    slots = make_slots(toy.DENOISER, cached("dual", threshold=0.0))
+    inputs = (*toy.left_pad(toy.prompts(1)), KEYS)
+    params = toy.params(1)
+    state = slots.start(params, *inputs)
+    refill, ended = jnp.ones(4, bool), 0
+    for _ in range(12):
+        state, result = slots.advance(params, state, refill, jnp.int32(1), *inputs)
+        done = result.stop_reason != StopReason.RUNNING
+        ended += int(done[3])
+        refill = done & (jnp.arange(4) < 3)
+    assert ended > 0
 
 
 def test_the_drift_bound_is_on_the_sum_of_d_since_the_last_full_forward():

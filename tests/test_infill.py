@@ -23,8 +23,8 @@ INFILLS = {
 }
 
 
-def infill(cfg, texts, open_positions, seed):
-    ids, mask = toy.left_pad(texts)
+def infill(cfg, texts, open_positions, seed, width=None):
+    ids, mask = toy.left_pad(texts, width)
     open_mask = np.zeros(ids.shape, bool)
     for r, (row, positions) in enumerate(zip(texts, open_positions, strict=True)):
         for i in positions:
@@ -77,6 +77,16 @@ def test_infilling_changes_only_open_positions_and_may_have_none():
     assert result.num_forwards[1] == 0
     assert result.stop_reason.tolist() == [StopReason.COMMITTED] * 2
     assert result.useful_tokens.tolist() == [2, 0]
+
+
+def test_a_sample_does_not_depend_on_the_padding():
+    texts, where = toy.prompts(2, lengths=(6, 4)), [[1, 3, 4], [0, 2]]
+    cfg = config(temperature=3.0, **SOFT)
+    narrow, wide = (infill(cfg, texts, where, 2, width) for width in (6, 11))
+    np.testing.assert_array_equal(wide.tokens[:, 5:], narrow.tokens)
+    np.testing.assert_array_equal(wide.commit_step[:, 5:], narrow.commit_step)
+    greedy = infill(config(**SOFT), texts, where, 2)
+    assert (greedy.tokens != narrow.tokens).any()
 
 
 def test_a_literal_mask_token_in_the_prompt_is_not_generated_over():

@@ -443,10 +443,16 @@ def test_two_multi_commit_rules_at_once_are_refused(cls, left_out):
         (DecodeConfig, dict(sample_top_p=0.5), "sample_top_p"),
         (DecodeConfig, dict(sample_top_k=5), "sample_top_k"),
         (DecodeConfig, dict(refine_per_commit=-1, max_refine_steps=0), "max_refine"),
+        (DecodeConfig, dict(refine_per_commit=3, max_refine_steps=0), "max_refine"),
         (DecodeConfig, dict(cache_refresh_steps=3), "cache_refresh_steps"),
         (BaselineConfig, dict(cache_refresh_kl=0.5), "cache_refresh_kl"),
         (DecodeConfig, dict(cache_lane=2), "cache_lane"),
         (DreamConfig, dict(alg="origin", alg_temp=0.5), "alg_temp"),
+        (
+            LladaConfig,
+            dict(remasking="random", confidence_eos_eot_inf=True),
+            "confidence_eos_eot_inf",
+        ),
     ],
 )
 def test_a_setting_that_would_do_nothing_beside_another_is_refused(cls, given, name):

@@ -146,3 +146,19 @@ def test_refinement_settles_by_d_or_when_its_forwards_are_spent(
 def test_refinement_follows_a_commit_only_if_asked_for(refine_per_commit, phase):
     cfg = config(refine_per_commit=refine_per_commit)
     assert after_commit(lrd_plan(toy.DENOISER, cfg)) == phase
+
+
+@pytest.mark.parametrize(
+    ("settings", "mixes"),
+    [
+        (dict(r_f_decode=0.0), True),
+        (dict(max_refine_steps=0), True),
+        (dict(max_refine_steps=0, r_f_decode=0.0), False),
+        (dict(r_f=0.0, r_f_decode=0.1), True),
+        (dict(r_f=0.0), False),
+        (dict(top_p=0.0), False),
+    ],
+)
+def test_a_nucleus_is_searched_only_where_something_is_mixed(settings, mixes):
+    plan = make_plan(toy.DENOISER, config(**settings))
+    assert (plan.mixing_top_p > 0) == mixes

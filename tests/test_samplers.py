@@ -170,6 +170,18 @@ def test_what_is_open_after_the_last_step_is_reported():
     assert (result.stop_reason == StopReason.STEP_LIMIT).all()
 
 
+def test_a_row_with_an_open_position_in_an_earlier_block_is_not_called_committed():
+    cfg = LladaConfig(gen_length=8, block_length=4, temperature=0.8, stop_at_eos=False)
+    earlier = 0
+    for seed in range(4):
+        result = toy.decode(cfg, seed, mask=2.0)
+        done = result.committed.all(axis=1)
+        want = np.where(done, StopReason.COMMITTED, StopReason.STEP_LIMIT)
+        np.testing.assert_array_equal(result.stop_reason, want)
+        earlier += (~done & (result.block_stop[:, 1] == StopReason.COMMITTED)).sum()
+    assert earlier > 0
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_positions_that_pick_an_end_score_nothing_at_any_temperature(temperature):
     cfg = LladaConfig(

@@ -24,14 +24,15 @@ class CacheState:
         slots: the keys and values; their axis B is the second.
         age: `[B]` forwards since the last full one, which counts as the first.
         drift: `[B]` sum of their D, without that of the full one, nats.
-        waiting: `[B]` True where a row has acted but is still to get its full forward.
+        waited: `[B]` turns that a row, which has acted, has waited for its full
+            forward; 0 where it does not wait.
         num_full: `[B]` full forwards so far.
     """
 
     slots: KVCache
     age: Int[Array, " B"]
     drift: Float[Array, " B"]
-    waiting: Bool[Array, " B"]
+    waited: Int[Array, " B"]
     num_full: Int[Array, " B"]
 
 
@@ -45,14 +46,14 @@ def empty_cache(
         slots=denoiser.init_cache(params, batch, length, embeds.dtype),
         age=zero,
         drift=jnp.zeros(batch, jnp.float32),
-        waiting=jnp.zeros(batch, bool),
+        waited=zero,
         num_full=zero,
     )
 
 
 def is_stale(cfg: DecodeConfig, cache: CacheState) -> Bool[Array, " B"]:
     """Whether a row has to be refreshed though its block goes on."""
-    stale = jnp.zeros_like(cache.waiting)
+    stale = jnp.zeros(cache.age.shape, bool)
     if cfg.cache_refresh_steps is not None:
         stale |= cache.age >= cfg.cache_refresh_steps
     if cfg.cache_refresh_kl is not None:
@@ -61,17 +62,17 @@ def is_stale(cfg: DecodeConfig, cache: CacheState) -> Bool[Array, " B"]:
 
 
 def take_seats(
-    needs: Bool[Array, " B"], step: Int[Array, " B"], lane: int
+    needs: Bool[Array, " B"], waited: Int[Array, " B"], lane: int
 ) -> Int[Array, " R"]:
     """The rows that get a full forward in this turn, at most `lane` of them.
 
-    Rows with the fewest forwards go first, ties by index: nobody waits for ever.
+    Those that have waited longest go first, ties by index: nobody waits for ever, also
+    where finished rows make room for new ones.
 
     Returns:
         `[R]` their indices; B, which is no row's, at seats that stay empty.
     """
-    last = jnp.iinfo(step.dtype).max
-    order = jnp.argsort(jnp.where(needs, step, last), stable=True)[:lane]
+    order = jnp.argsort(jnp.where(needs, -waited, 1), stable=True)[:lane]
     return jnp.where(needs[order], order, needs.size)
 
 

@@ -225,7 +225,9 @@ def _close(
         state.record.block_stop, state.block, jnp.where(block_ends, reason, old_reason)
     )
     next_phase = jnp.where(row_ends, Phase.DONE, Phase.OPEN)
-    row_reason = jnp.where(last, reason, StopReason.STEP_LIMIT)
+    # An earlier block may have spent its steps and left positions open.
+    left_open = jnp.any(state.fillable & ~state.committed, axis=1)
+    row_reason = jnp.where(left_open, StopReason.STEP_LIMIT, reason)
     row_reason = jnp.where(text_ended, StopReason.EOS, row_reason)
     return dataclasses.replace(
         state,

@@ -37,7 +37,7 @@ def forward(
     cache = state.cache
     needs = rows & ((state.phase == Phase.OPEN) | is_stale(plan.cfg, cache))
     lane = min(plan.cfg.cache_lane, rows.size)
-    seats = take_seats(needs, state.step, lane)
+    seats = take_seats(needs, cache.waited, lane)
     seated = jnp.zeros_like(rows).at[seats].set(True, mode="drop")
     windowed = rows & ~needs
 
@@ -58,7 +58,9 @@ def forward(
         cache,
         slots=slots,
         age=jnp.where(seated, 0, cache.age),
-        waiting=jnp.where(rows, needs & ~seated, cache.waiting),
+        waited=jnp.where(
+            rows, jnp.where(needs & ~seated, cache.waited + 1, 0), cache.waited
+        ),
         num_full=jnp.where(seated, cache.num_full + 1, cache.num_full),
     )
     return hidden, dataclasses.replace(state, cache=cache), windowed | seated
@@ -75,7 +77,8 @@ def _trimmed(
     """The prompt and as much of the window as the longest text of `rows` needs.
 
     What a row attends to goes by its own text, so that its numbers are the same in any
-    company. Positions left out keep the hidden rows they had.
+    company, up to rounding: the arrays are as long as the longest text needs.
+    Positions left out keep the hidden rows they had.
     """
     lengths = jnp.array(trimmed_lengths(state.tokens.shape[1]))
     needed = text_length(state, plan.denoiser.eos_ids)

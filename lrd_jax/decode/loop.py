@@ -175,7 +175,7 @@ def act(
 
     A row that waits for a full forward has acted already, in the turn it came to wait.
     """
-    acting = rows if state.cache is None else rows & ~state.cache.waiting
+    acting = rows if state.cache is None else rows & (state.cache.waited == 0)
     state = refine_step(plan, params, state, acting & (state.phase == Phase.REFINE))
     return commit_step(plan, params, state, acting & (state.phase == Phase.COMMIT))
 
@@ -227,6 +227,8 @@ def read_window(
     still_open = rows[:, None] & state.block_open
     batch, length, width = hidden.shape
     column = state.block_start[:, None] + jnp.arange(length)[None, :]
+    if state.offset == 0:  # Infilling: the window has the padding in it.
+        column = state.positions
     step_keys = jax.vmap(jax.random.fold_in)(state.keys, state.step)
     # Noise belongs to a row, a step and a position, wherever they are in a batch.
     keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(step_keys, column)

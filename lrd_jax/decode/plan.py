@@ -52,7 +52,7 @@ class Plan:
     @property
     def mixing_top_p(self) -> float:
         """Nucleus mass to average embeddings over; 0 where nothing is ever mixed."""
-        mixes = self.refine_weight > 0 or self.decode_weight > 0
+        mixes = (self.refines and self.refine_weight > 0) or self.decode_weight > 0
         return self.cfg.top_p if mixes else 0.0
 
     @property
