@@ -200,13 +200,19 @@ def make_report(
 ) -> dict[str, Any]:
     """All figures as JSON values, for the files, the table and the plot."""
     reference = records.get(request.baseline or "")
+    clusters = {
+        problem.row.id: problem.instance.group
+        for group in groups
+        for problem in group.problems
+    }
     methods = {}
     for method in request.methods:
         figures, start = {}, 0
         for group in groups:
             part = slice(start, start + len(group.problems))
             theirs = None if reference is None else reference[part]
-            figures[group.name] = summarise(records[method.name][part], theirs)
+            mine = records[method.name][part]
+            figures[group.name] = summarise(mine, theirs, clusters)
             start = part.stop
         methods[method.name] = {
             "entry": method.entry,
@@ -215,7 +221,7 @@ def make_report(
             "swept": method.swept,
             "method": method.cfg.method,
             "settings": plain(method.cfg),
-            "all": summarise(records[method.name], reference),
+            "all": summarise(records[method.name], reference, clusters),
             "tasks": figures,
         }
     return {

@@ -199,17 +199,18 @@ class Scheduler:
         self._compiled: dict[tuple[str, int], Callable[..., Any]] = {}
 
     def stream(
-        self, rows: Sequence[Row], begin: int = 0
+        self, rows: Sequence[Row], begin: int = 0, *, ahead: bool = True
     ) -> Iterator[tuple[Row, DecodeResult]]:
         """Decodes `rows[begin:]` and gives each with its result, in their order.
 
-        A row's result depends neither on the rows beside it nor on `begin`. The device
-        goes on while the caller uses a result.
+        A row's result depends neither on the rows beside it nor on `begin`.
 
         Args:
             rows: all rows, also those done by an earlier run: they decide on the
                 shapes, so that a run taken up again compiles no others.
             begin: the first row to decode.
+            ahead: whether the device goes on while the caller uses a result. If so,
+                `run_seconds` has the time that the caller takes beyond it.
 
         Yields:
             A row and its result, arrays of NumPy with B = 1.
@@ -223,8 +224,12 @@ class Scheduler:
         pools = {n: Pool(n, [None] * self._num_slots) for n in {*lengths}}
         begun: set[int] = set()
         results: dict[int, DecodeResult] = {}
-        given = oldest = begin
+        oldest = begin
+        ready: list[tuple[Row, DecodeResult]] = []
         while oldest < len(rows):
+            if not ahead:
+                yield from ready
+                ready = []
             pool = pool_of(oldest, pools, lengths)
             window = range(oldest, min(oldest + AHEAD * self._num_slots, len(rows)))
             waiting = [index for index in window if index not in begun]
@@ -232,16 +237,15 @@ class Scheduler:
             begun.update(pool.live)
             with memory_errors(self._num_slots, pool.length):
                 started, result = self._launch(pool, new, rows)
-                for index in range(given, oldest):
-                    yield rows[index], results.pop(index)
-                given = oldest
+                yield from ready
                 result = jax.device_get(result)
             self.run_seconds += time.perf_counter() - started
             results |= pool.release(result)
+            ready = []
             while oldest in results:
+                ready.append((rows[oldest], results.pop(oldest)))
                 oldest += 1
-        for index in range(given, oldest):
-            yield rows[index], results.pop(index)
+        yield from ready
 
     def _launch(
         self, pool: Pool, new: Sequence[int | None], rows: Sequence[Row]

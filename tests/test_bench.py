@@ -56,6 +56,16 @@ def test_each_method_has_its_parts_and_its_decode(tmp_path, capsys):
     assert "all figures: " in err
 
 
+def test_where_rows_wait_no_time_is_told_for_a_forward(tmp_path, capsys):
+    file = tmp_path / "methods.toml"
+    file.write_text('[dual]\nmethod = "baseline"\ncache = "dual"\n')
+    for rows in (1, 2):
+        flags = f"--method-file {file} --methods dual --n 2 --batch-size {rows}"
+        figures = run(tmp_path, flags)["methods"]["dual"]
+        assert (figures["ms_per_forward"] is None) == (rows > 1)
+        assert figures["tokens_per_second"]["median"] > 0
+
+
 def test_without_decoding_only_the_parts_are_measured(tmp_path, capsys):
     report = run(tmp_path, "--methods lrd --no-decode")
     assert "forwards_per_prompt" not in report["methods"]["lrd"]

@@ -101,10 +101,10 @@ def test_without_output_nothing_is_written(tmp_path, capsys, monkeypatch):
 def test_the_table_is_markdown(capsys):
     assert run_toy([*SHORT, *PAIR]) == 0
     blocks = capsys.readouterr().out.rstrip("\n").split("\n\n")
-    assert len(blocks) == 4
-    for block, columns in ((blocks[1], 7), (blocks[3], 3)):
-        head, rule, *rows = block.split("\n")
-        assert len(rows) == 2
+    assert len(blocks) == 6
+    for place, columns, lines in ((1, 7, 2), (3, 3, 2), (5, 3, 1)):
+        head, rule, *rows = blocks[place].split("\n")
+        assert len(rows) == lines
         for line in (head, rule, *rows):
             assert line.startswith("| ")
             assert line.endswith(" |")
@@ -115,9 +115,12 @@ def test_the_table_is_markdown(capsys):
     number = r"\d+\.\d"
     pattern = (
         rf"\| lrd      \| +{number} \[{number}, {number}\] \| +3\.0 \| +0\.67 "
-        rf"\| +\d+ \| \+0\.0 \[\+0\.0, \+0\.0\] \| +\d+\.\d\d \|"
+        rf"\| +\d+ \| \+0\.0 \[-8\.9, \+8\.9\] \| +\d+\.\d\d \|"
     )
     assert re.search(pattern, blocks[1])
+    assert blocks[4] == "Difference to baseline for each task, points."
+    # 1.96 of 12 problems, two of them added.
+    assert blocks[5].count("+0.0 [-16.3, +16.3]") == 2
 
 
 def test_batch_size_and_other_tasks_change_no_record(tmp_path):

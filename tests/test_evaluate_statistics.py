@@ -2,7 +2,7 @@
 
 import pytest
 
-from lrd_jax.evaluation.statistics import paired, summarise, wilson
+from lrd_jax.evaluation.statistics import paired, proportion, summarise, wilson
 
 
 @pytest.mark.parametrize(
@@ -28,16 +28,53 @@ def test_wilson_stays_a_proportion_and_is_symmetric():
         assert wilson(0, n)[0] >= 0
 
 
+def test_a_proportion_of_independent_problems_has_wilsons_interval():
+    values = [True] * 7 + [False] * 2
+    assert proportion(values, range(9)) == pytest.approx(wilson(7, 9))
+
+
+def test_a_proportion_of_whole_clusters_is_worth_their_number():
+    """Ten problems in each of 40, right together: as wide as for 40 problems."""
+    values = [i < 300 for i in range(400)]
+    low, high = proportion(values, [i // 10 for i in range(400)])
+    # But for the correction for few clusters, 40 / 39 * 399 / 400.
+    effect = 10 * 40 / 39 * 399 / 400
+    assert (low, high) == pytest.approx(wilson(300 / effect, 400 / effect))
+    assert high - low > 3 * (wilson(300, 400)[1] - wilson(300, 400)[0]) * 0.95
+
+
+def test_clusters_that_are_more_even_than_chance_do_not_make_an_interval_narrower():
+    values, clusters = [True, False] * 50, [i // 2 for i in range(100)]
+    assert proportion(values, clusters) == wilson(50, 100)
+    assert proportion([True] * 5, [0] * 5) == wilson(5, 5)
+
+
 def test_paired_by_hand():
-    # Mean 1/4; squared deviations 9/16 + 3 * 1/16 over 3 give variance 1/4.
-    mean, interval = paired([1, 0, 0, 0])
+    # Agresti and Min: half a problem more in each cell of the table, so that b = 8.5,
+    # c = 3.5 and n = 22, d = 5 / 22, and its variance (b + c - (b - c)^2 / n) / n^2.
+    mean, (low, high) = paired([1] * 8 + [-1] * 3 + [0] * 9, range(20))
+    half = 1.959964 * (12 - 25 / 22) ** 0.5 / 22
     assert mean == 0.25
-    assert interval == pytest.approx((0.25 - 1.96 * 0.25, 0.25 + 1.96 * 0.25), abs=1e-4)
+    assert (low, high) == pytest.approx((5 / 22 - half, 5 / 22 + half), abs=1e-6)
 
 
-def test_paired_without_a_spread():
-    assert paired([0, 0, 0]) == (0, (0, 0))
-    assert paired([1]) == (1, None)
+def test_paired_goes_by_clusters():
+    values = [1, 1, 1, 0, 0, 0, 0, 0, 0]
+    together = paired(values, [i // 3 for i in range(9)])
+    apart = paired(values, range(9))
+    spread_out = paired(values, [0, 1, 2] * 3)
+    assert together[0] == apart[0] == spread_out[0]
+    width = [high - low for _, (low, high) in (spread_out, apart, together)]
+    assert width == sorted(width)
+    assert width[2] > 1.3 * width[1]
+
+
+def test_paired_without_a_spread_is_not_sure():
+    mean, (low, high) = paired([0] * 98, range(98))
+    assert mean == 0
+    assert high == -low == pytest.approx(0.0196, abs=1e-5)
+    assert paired([1], [0]) == (1, None)
+    assert paired([1, 1], [0, 0]) == (1, None)
 
 
 def record(name, correct, forwards=4, tokens=2, seconds=0.5, stop="kl", refined=1):
@@ -53,15 +90,19 @@ def record(name, correct, forwards=4, tokens=2, seconds=0.5, stop="kl", refined=
     }
 
 
+NAMES = {name: name for name in "abc"}
+
+
 def test_figures_of_a_method():
     figures = summarise(
-        [record("a", True), record("b", False, 8, 4, 1.5, "eos", 3)], None
+        [record("a", True), record("b", False, 8, 4, 1.5, "eos", 3)], None, NAMES
     )
     assert figures == {
         "n": 2,
+        "clusters": 2,
         "correct": 1,
         "accuracy": 0.5,
-        "interval": list(wilson(1, 2)),
+        "interval": pytest.approx(wilson(1, 2)),
         "forwards": 12,
         "full_forwards": 3,
         "refine_steps": 4,
@@ -77,14 +118,15 @@ def test_figures_of_a_method():
 def test_the_comparison_goes_by_id():
     baseline = [record("b", True), record("a", False), record("c", True)]
     ours = [record(name, name != "c", seconds=0.25) for name in "abc"]
-    figures = summarise(ours, baseline)
+    figures = summarise(ours, baseline, NAMES)
     # a won, b equal, c lost.
     assert figures["difference"] == 0
-    assert figures["difference_interval"] == pytest.approx([-1.1316, 1.1316], abs=1e-4)
+    # b + c = 3 of n = 5, with the two that are added.
+    assert figures["difference_interval"] == pytest.approx([-0.679, 0.679], abs=1e-3)
     assert figures["speed_up"] == 2
 
 
 def test_a_baseline_without_tokens_has_no_speed():
-    figures = summarise([record("a", True)], [record("a", True, tokens=0)])
+    figures = summarise([record("a", True)], [record("a", True, tokens=0)], NAMES)
     assert figures["speed_up"] is None
     assert figures["difference_interval"] is None

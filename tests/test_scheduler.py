@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import time
 import types
 
 import jax
@@ -110,6 +111,17 @@ def test_a_row_gets_what_it_gets_alone(want, num_slots):
 def test_a_run_is_taken_up_at_any_row(want):
     assert_same(make(quick_slots(), 2).stream(ROWS, 7), ROWS[7:], want[7:])
     assert list(make(quick_slots(), 2).stream(ROWS, len(ROWS))) == []
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_what_a_caller_does_counts_only_if_the_device_goes_on_meanwhile(want, ahead):
+    one = make(quick_slots(), 2)
+    taken = []
+    for row, result in one.stream(ROWS, ahead=ahead):
+        time.sleep(0.2)
+        taken.append((row, result))
+    assert_same(taken, ROWS, want)
+    assert (one.run_seconds > 0.1 * len(ROWS)) == ahead
 
 
 def test_the_seed_makes_the_noise(want):

@@ -174,7 +174,7 @@ def _decode_figures(
     useful = int(outcome.useful_tokens.sum())
     return {
         "seconds": spread(seconds),
-        "ms_per_forward": spread(seconds, 1e3 / outcome.turns),
+        "ms_per_forward": outcome.turns and spread(seconds, 1e3 / outcome.turns),
         "forwards_per_prompt": float(outcome.num_forwards.mean()),
         "tokens_per_forward": useful / int(outcome.num_forwards.sum()),
         "tokens_per_second": spread(rates),

@@ -20,22 +20,24 @@ class Outcome:
         tokens: `[n, G]`.
         num_forwards: `[n]` of each row.
         useful_tokens: `[n]` before the end of each text.
-        turns: forwards of whole batches, of which one serves all its rows.
+        turns: forwards of whole batches, of which one serves all its rows; None where
+            rows wait for one another, as for their full forwards with a cache.
     """
 
     tokens: np.ndarray
     num_forwards: np.ndarray
     useful_tokens: np.ndarray
-    turns: int
+    turns: int | None
 
 
 def join(outcomes: Sequence[Outcome]) -> Outcome:
     """The outcomes of several batches as one."""
+    turns = [one.turns for one in outcomes]
     return Outcome(
         tokens=np.concatenate([one.tokens for one in outcomes]),
         num_forwards=np.concatenate([one.num_forwards for one in outcomes]),
         useful_tokens=np.concatenate([one.useful_tokens for one in outcomes]),
-        turns=sum(one.turns for one in outcomes),
+        turns=None if None in turns else sum(filter(None, turns)),
     )
 
 
@@ -58,6 +60,7 @@ def compile_method(subject: Subject, cfg: MethodConfig, seed: int) -> Ours:
     """Compiles a method's decode."""
     keys = [jax.random.key(seed + i) for i in range(len(subject.batches))]
     first = subject.batches[0]
+    waits = getattr(cfg, "cache", "none") != "none" and len(first.ids) > 1
     decode_fn = jax.jit(make_decode_fn(subject.denoiser, cfg))
     begin = time.perf_counter()
     program = decode_fn.lower(subject.params, first.ids, first.mask, keys[0]).compile()
@@ -72,7 +75,7 @@ def compile_method(subject: Subject, cfg: MethodConfig, seed: int) -> Ours:
                     tokens=result.tokens,
                     num_forwards=result.num_forwards,
                     useful_tokens=result.useful_tokens,
-                    turns=int(result.num_forwards.max()),
+                    turns=None if waits else int(result.num_forwards.max()),
                 )
             )
         return join(outcomes)

@@ -122,7 +122,8 @@ class Runner:
         """`problems[begin:]` with their records, which are still to be judged."""
         told = 0.0
         rows = [problem.row for problem in problems]
-        stream = scheduler.stream(rows, begin)
+        # Judging answers is no part of the seconds of a decode.
+        stream = scheduler.stream(rows, begin, ahead=False)
         for problem, (row, result) in zip(problems[begin:], stream, strict=True):
             # Rows that end in the same round share one time: the first has all of it.
             seconds, told = scheduler.run_seconds - told, scheduler.run_seconds

@@ -2,14 +2,14 @@
 
 import math
 import statistics
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 Z = statistics.NormalDist().inv_cdf(0.975)  # Of a two-sided 95 % interval.
 
 
-def wilson(correct: int, n: int) -> tuple[float, float]:
+def wilson(correct: int | float, n: int | float) -> tuple[float, float]:
     """Wilson's 95 % score interval of a proportion; within [0, 1], also at its ends.
 
     Source: E. B. Wilson, JASA 22 (1927), 209-212.
@@ -22,22 +22,67 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
 
 
-def paired(values: Sequence[int]) -> tuple[float, tuple[float, float] | None]:
-    """The mean of per-problem differences, and its normal 95 % interval.
+def cluster_variance(
+    values: Sequence[int], clusters: Sequence[Hashable], mean: float
+) -> float | None:
+    """Variance of the sum of `values` around `mean` each, problems of a cluster alike.
+
+    Problems that differ in a name alone are right or wrong together: as independent
+    ones they would make an interval too narrow. None for a single cluster.
+
+    Source: Liang and Zeger, Biometrika 73 (1986), 13-22; for evaluations of language
+    models, Miller, arXiv 2411.00640.
+    """
+    sums: dict[Hashable, float] = defaultdict(float)
+    for value, cluster in zip(values, clusters, strict=True):
+        sums[cluster] += value - mean
+    if len(sums) < 2:
+        return None
+    # The correction for few clusters is 1 where each problem is its own.
+    few = len(sums) / (len(sums) - 1) * (len(values) - 1) / len(values)
+    return few * math.fsum(x**2 for x in sums.values())
+
+
+def proportion(
+    values: Sequence[bool], clusters: Sequence[Hashable]
+) -> tuple[float, float]:
+    """Wilson's interval of the mean of `values`, which are worth fewer problems.
+
+    n is divided by how much larger the variance is than that of n independent problems;
+    where it is smaller, or cannot be told, it stays.
+    """
+    n, correct = len(values), sum(values)
+    independent = correct * (n - correct) / n
+    found = cluster_variance(values, clusters, correct / n)
+    effect = max(found / independent, 1.0) if found and independent else 1.0
+    return wilson(correct / effect, n / effect)
+
+
+def paired(
+    values: Sequence[int], clusters: Sequence[Hashable]
+) -> tuple[float, tuple[float, float] | None]:
+    """The mean of per-problem differences, and its 95 % interval.
 
     Both methods answer the same problems, so what makes a problem hard cancels out and
-    the interval is narrower than one from two accuracies. None for a single problem.
+    the interval is narrower than one from two accuracies. It is made as if of two more
+    problems, on which they differ by half a point each way: without a difference on any
+    problem it is not empty. None for a single cluster.
+
+    Source: Agresti and Min, Statistics in Medicine 24 (2005), 729-740.
     """
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, None
-    half = Z * statistics.stdev(values) / math.sqrt(len(values))
-    return mean, (mean - half, mean + half)
+    n, total = len(values), sum(values)
+    centre = total / (n + 2)
+    found = cluster_variance(values, clusters, centre)
+    if found is None:
+        return total / n, None
+    half = Z * math.sqrt(found + 1 + 2 * centre**2) / (n + 2)
+    return total / n, (centre - half, centre + half)
 
 
 def summarise(
     records: Sequence[Mapping[str, Any]],
     baseline: Sequence[Mapping[str, Any]] | None,
+    clusters: Mapping[str, str],
 ) -> dict[str, Any]:
     """Figures of one method on one set of problems.
 
@@ -45,12 +90,16 @@ def summarise(
         records: at least one.
         baseline: of the method to compare with, on the same problems in any order;
             None for no comparison.
+        clusters: for each record's id what other problems share if they are nearly the
+            same, `tasks.Instance.group`.
 
     Returns:
         JSON values; proportions and differences are in [-1, 1].
     """
     n = len(records)
-    correct = sum(record["correct"] for record in records)
+    right = [record["correct"] for record in records]
+    correct = sum(right)
+    alike = [clusters[record["id"]] for record in records]
     forwards, full_forwards, tokens, refine_steps = (
         sum(record[name] for record in records)
         for name in (
@@ -63,9 +112,10 @@ def summarise(
     seconds = math.fsum(record["seconds"] for record in records)
     figures: dict[str, Any] = {
         "n": n,
+        "clusters": len({*alike}),
         "correct": correct,
         "accuracy": correct / n,
-        "interval": list(wilson(correct, n)),
+        "interval": list(proportion(right, alike)),
         "forwards": forwards,
         "full_forwards": full_forwards,
         "refine_steps": refine_steps,
@@ -80,7 +130,7 @@ def summarise(
         return figures
     reference = {record["id"]: record["correct"] for record in baseline}
     mean, interval = paired(
-        [record["correct"] - reference[record["id"]] for record in records]
+        [record["correct"] - reference[record["id"]] for record in records], alike
     )
     theirs = sum(record["useful_tokens"] for record in baseline)
     speed = theirs / math.fsum(record["seconds"] for record in baseline)

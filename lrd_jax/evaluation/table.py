@@ -5,7 +5,7 @@ from typing import Any
 
 
 def tables(report: Mapping[str, Any]) -> str:
-    """All tasks together, then the accuracy of each task.
+    """All tasks together, then accuracy and difference for each task.
 
     Args:
         report: as `lrd_jax.evaluate` writes it.
@@ -16,7 +16,8 @@ def tables(report: Mapping[str, Any]) -> str:
         f"All tasks together: {first['all']['n']} problems of split "
         f"{settings['split']}, windows of {settings['gen_length']}, batches of "
         f"{settings['batch_size']}. Brackets hold 95 % intervals. Tokens are those "
-        "before the end of the text."
+        "before the end of the text. Problems that differ in names alone, or share a "
+        "grid, count as what they are worth together."
     ]
     head = ["method", "accuracy, %", "forwards", "tokens/forward", "tokens/s"]
     if report["baseline"] is not None:
@@ -37,6 +38,14 @@ def tables(report: Mapping[str, Any]) -> str:
     lines += ["", *markdown(head, rows)]
     lines += ["", "Accuracy of each task, %; in parentheses the number of problems."]
     lines += ["", *markdown(["method", *names], by_task)]
+    others = [
+        [name, *(_difference(figures) for figures in method["tasks"].values())]
+        for name, method in methods.items()
+        if name != report["baseline"]
+    ]
+    if report["baseline"] is not None and others and len(names) > 1:
+        lines += ["", f"Difference to {report['baseline']} for each task, points."]
+        lines += ["", *markdown(["method", *first["tasks"]], others)]
     return "\n".join(lines) + "\n"
 
 
@@ -58,12 +67,13 @@ def _overall(figures: Mapping[str, Any], is_baseline: bool) -> list[str]:
     speed_up = figures["speed_up"]
     return [
         *cells,
-        _difference(figures["difference"], figures["difference_interval"]),
+        _difference(figures),
         "" if speed_up is None else f"{speed_up:.2f}",
     ]
 
 
-def _difference(mean: float, interval: Sequence[float] | None) -> str:
+def _difference(figures: Mapping[str, Any]) -> str:
+    mean, interval = figures["difference"], figures["difference_interval"]
     if interval is None:
         return f"{100 * mean:+.1f}"
     low, high = interval
