@@ -149,7 +149,7 @@ def main(argv: Sequence[str]) -> int:
                 print(line, flush=True)
         return 0 if fits else NOT_FITTING
 
-    return exit_code(run, lambda: "the same command")
+    return exit_code(run, lambda: "nothing is lost")
 
 
 def make_job(request: Request) -> tuple[Any, int]:

@@ -1,5 +1,6 @@
 """`python -m lrd_jax.train`: runs, resumes, fine-tunes, and says what is wrong."""
 
+import errno
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from lrd_jax.model import backbone
 from lrd_jax.train import main
 from lrd_jax.training import data as data_module
 from lrd_jax.training import plot, rundir, vocabulary
+from lrd_jax.training import start as start_module
 from tests.train_toy import (
     FLAGS,
     copy_lines,
@@ -282,6 +284,20 @@ def test_a_directory_of_something_else_is_refused(start, tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("")
     assert run(tmp_path, start) == 2
     assert "holds thesis.tex but no settings.json" in capsys.readouterr().err
+
+
+def test_a_full_disk_under_the_tokenizer_is_one_line(
+    start, tmp_path, monkeypatch, capsys
+):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(start_module, "copy_tokenizer", full)
+    assert run(tmp_path / "run", start) == 2
+    err = capsys.readouterr().err
+    assert "run/tokenizer: cannot be written: No space left on device" in err
+    assert err.count("\n") == 1
+    assert not list((tmp_path / "run").glob("tokenizer*"))
 
 
 def test_two_runs_at_once_are_refused(whole, start, capsys):
