@@ -316,10 +316,15 @@ def _infill_settings(
             "`--infill` decodes the text as one block, and nothing is outside of it to "
             "be cached: leave out `--decode.cache`."
         )
+    if "trim_tail" in typed and chosen["trim_tail"]:
+        raise UserError(
+            "`--infill` fills every marker: leave out `--decode.trim-tail`."
+        )
     no_cache = {
         f.name: f.default for f in dataclasses.fields(cls) if f.name.startswith("cache")
     }
-    return {"stop_at_eos": False, "block_length": None} | no_cache
+    fixed = {"stop_at_eos": False, "trim_tail": False, "block_length": None}
+    return fixed | no_cache
 
 
 def use_compilation_cache() -> None:

@@ -201,11 +201,19 @@ def test_infill_fixes_its_settings(tmp_path):
         "[decode]\ngen_length = 64\nblock_length = 32\nstop_at_eos = true\n"
         'cache = "dual"\ncache_lane = 2\n',
     )
-    for words in ([], ["--config", path], ["--decode.no-stop-at-eos"]):
+    words_of_each = (
+        [],
+        ["--config", path],
+        ["--config", "turbo"],
+        ["--decode.no-stop-at-eos"],
+        ["--decode.no-trim-tail"],
+    )
+    for words in words_of_each:
         request = parse([*PROMPT, "--infill", *words])
         assert not request.decode.stop_at_eos
         assert request.decode.block_length is None
         assert request.decode.cache == "none"
+        assert not request.decode.trim_tail
     assert parse([*PROMPT, "--infill", "--method", "baseline"]).infill
 
 
@@ -253,6 +261,10 @@ def test_infill_fixes_its_settings(tmp_path):
         ([*PROMPT, "--decode.r-f", "1.5"], "`r_f` must be in [0, 1], got 1.5"),
         ([*PROMPT, "--decode.r-f", "nan"], "`r_f` must be in [0, 1], got nan"),
         (
+            [*PROMPT, "--decode.kl-patience", "3000000000"],
+            "`kl_patience` must be at most 2147483647, got 3000000000",
+        ),
+        (
             [*PROMPT, "--decode.gen-length", "30", "--decode.block-length", "16"],
             "`gen_length` must be a multiple of `block_length`, got 30 and 16",
         ),
@@ -263,6 +275,10 @@ def test_infill_fixes_its_settings(tmp_path):
         (
             [*PROMPT, "--infill", "--decode.stop-at-eos"],
             "leave out `--decode.stop-at-eos`",
+        ),
+        (
+            [*PROMPT, "--infill", "--decode.trim-tail"],
+            "`--infill` fills every marker: leave out `--decode.trim-tail`",
         ),
         (
             [*PROMPT, "--infill", "--decode.gen-length=8"],

@@ -148,7 +148,7 @@ def test_a_config_that_is_not_supported(src, refuse, changes, message):
     assert message in refuse()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", "\xff"])
+@pytest.mark.parametrize("content", ["", "{", "[1]", "\xff", "[" * 3000, "1" * 5000])
 def test_a_malformed_config(src, refuse, content):
     (src / "config.json").write_bytes(content.encode("latin1"))
     assert "config.json: " in refuse()
