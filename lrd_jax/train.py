@@ -182,11 +182,14 @@ def _run(request: Request) -> int:
         )
     data.batch(0)  # Mistakes in the data are found before anything is written.
     run = Run(folder, cfg, model.denoiser, data)
+    settings = _settings(request, model.fingerprint, data_hash)
+    folder.check_settings(settings)
+    begun = bool(folder.saved_steps())
+    # So are mistakes in the weights.
+    params = model.abstract_params() if begun else model.params()
     with folder.locked():
-        folder.check_settings(_settings(request, model.fingerprint, data_hash))
+        folder.keep_settings(settings)
         model.save_tokenizer(folder.tokenizer)
-        begun = bool(folder.saved_steps())
-        params = model.abstract_params() if begun else model.params()
         state, seconds = restore(run, params)
         done = int(state.step)
         if begun:

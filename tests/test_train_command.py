@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -284,6 +285,19 @@ def test_a_directory_of_something_else_is_refused(start, tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("")
     assert run(tmp_path, start) == 2
     assert "holds thesis.tex but no settings.json" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_damaged_weights_to_start_from_leave_no_run(start, tmp_path, capsys):
+    init = tmp_path / "init"
+    shutil.copytree(start[1], init)
+    largest = max((init / "params").rglob("d/*"), key=lambda file: file.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    assert run(tmp_path / "run", ["--init", str(init), *start[2:]]) == 2
+    assert "its weights are not what was written" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_full_disk_under_the_tokenizer_is_one_line(
@@ -336,6 +350,7 @@ LINE = {"prompt_ids": [2, 3], "response_ids": [2, 3]}
     [
         ("{", "not valid JSON"),
         ("[1]", "must be a JSON object"),
+        (json.dumps(LINE)[:-1] + ', "response_ids": [3]}', "a key is given twice"),
         ({"prompt_ids": [2]}, "exactly one of response, response_ids"),
         ({"response_ids": [2]}, "exactly one of prompt, messages, prompt_ids"),
         (LINE | {"prompt": "a"}, "prompt and prompt_ids"),
@@ -370,7 +385,9 @@ def test_a_wrong_line_is_named(line, named, start, tmp_path, capsys):
         (["--init", "nowhere"], "no such checkpoint: nowhere"),
         (["--train.steps", "0"], "`steps` must be at least 1"),
         (["--config", "nowhere"], "no config file 'nowhere'"),
-        (["--plot", "curve.xyz"], "must end in one of"),
+        (["--plot", "curve.xyz"], "must end in one of: pdf, png, svg"),
+        (["--plot", "curve.pgf"], "must end in one of"),
+        (["--plot", "curve.png/"], "must be the name of a file"),
         (["--plot", "nowhere/curve.png"], "no such directory"),
     ],
 )
