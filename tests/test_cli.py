@@ -223,6 +223,12 @@ def test_infill_fixes_its_settings(tmp_path):
         ([], "nothing to decode: give `--prompt TEXT` or `--input FILE`"),
         (["--prompt"], "nothing to decode"),
         ([*PROMPT, "--input", "x"], "either `--prompt` or `--input`, not both"),
+        (["--input", "a", "--input", "b"], "`--input` is given twice"),
+        (["--input", "a", "--input=b"], "`--input` is given twice"),
+        (
+            [*PROMPT, "--decode.r_f", "0", "--decode.r-f=1"],
+            "`--decode.r-f` is given twice",
+        ),
         ([*PROMPT, "--batch-size", "0"], "`--batch-size` must be at least 1, got 0"),
         ([*PROMPT, "--seed", "-1"], f"`--seed` must be in [0, {MAX_SEED}], got -1"),
         ([*PROMPT, "--seed", str(2**32)], "`--seed` must be in"),
