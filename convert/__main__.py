@@ -15,6 +15,7 @@ import tyro
 
 from lrd_jax import builtin
 from lrd_jax.errors import UserError
+from lrd_jax.process import exit_code
 from lrd_jax.quantization import kind_of
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -51,21 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one conversion.
 
     Returns:
-        0, 2 after a mistake of the user (one line on stderr), 130 if interrupted.
+        0, 2 after a mistake of the user (one line on stderr), 130 if interrupted, 141
+        if the reader of the output went away.
     """
-    args = tyro.cli(Args, prog="python -m convert", args=argv)
-    try:
-        _run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written.", file=sys.stderr)
-        return 130
-    return 0
+
+    def run() -> int:
+        return _run(tyro.cli(Args, prog="python -m convert", args=argv))
+
+    return exit_code(run, lambda: "nothing was written")
 
 
-def _run(args: Args) -> None:
+def _run(args: Args) -> int:
     dst = pathlib.Path(args.dst)
     src = builtin.find(args.src) if args.to == "hf" else pathlib.Path(args.src)
     _check_paths(args, src, dst)
@@ -93,6 +90,7 @@ def _run(args: Args) -> None:
             "To load it with PyTorch, put configuration_*.py, modeling_*.py and the "
             "other .py files of the model's hub repository beside it."
         )
+    return 0
 
 
 def _check_paths(args: Args, src: pathlib.Path, dst: pathlib.Path) -> None:

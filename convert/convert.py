@@ -140,6 +140,8 @@ def read_published_config(src: pathlib.Path) -> ModelConfig:
         raise UserError(f"{src} is not a Hugging Face checkpoint: no config.json.")
     try:
         published = json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise UserError(f"{file}: not valid JSON: nested too deeply") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: not valid JSON: {error}") from None
     if not isinstance(published, dict):

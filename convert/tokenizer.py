@@ -209,7 +209,9 @@ def _write_backend(backend: Any, src: pathlib.Path, dst: pathlib.Path) -> None:
     if (src / "tokenizer.json").is_file():
         shutil.copyfile(src / "tokenizer.json", dst / "tokenizer.json")
     else:
-        backend.save(str(dst / "tokenizer.json"))
+        # Its own `save` raises a bare Exception where the disk is full.
+        text = backend.to_str(pretty=True)
+        (dst / "tokenizer.json").write_text(text, encoding="utf-8")
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from lrd_jax.config import DecodeConfig, ModelConfig
-from lrd_jax.errors import UserError
+from lrd_jax.process import exit_code, say
 from lrd_jax.settings import check
 from lrd_jax.shapes import SHAPES
 
@@ -194,19 +194,16 @@ def group_memory(job: Any, chip: str) -> Memory | None:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
+    return exit_code(lambda: _run(parse(argv)), lambda: "nothing is lost")
+
+
+def _run(flags: Flags) -> int:
     try:
-        flags = parse(argv)
         device = tpu_chip(flags.chip)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except SystemExit as stop:  # tyro's, after its own message or `--help`.
-        return stop.code if isinstance(stop.code, int) else 2
     except ImportError:
-        print(
+        say(
             "skipped: compiling for a TPU needs libtpu; "
-            'pip install "lrd_jax[tpu-aot]" and try again.',
-            file=sys.stderr,
+            'pip install "lrd_jax[tpu-aot]" and try again.'
         )
         return NO_LIBTPU
     print(

@@ -23,7 +23,7 @@ from lrd_jax.staging import write_atomically
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
-    return exit_code(lambda: _run(parse(argv)), lambda: "nothing of a benchmark")
+    return exit_code(lambda: _run(parse(argv)), lambda: "a benchmark starts anew")
 
 
 def _run(request: Request) -> int:

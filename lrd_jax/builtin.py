@@ -49,4 +49,6 @@ def config_of(path_or_name: str | None) -> str | None:
         None for a checkpoint of the user's own.
     """
     folder = find(path_or_name)
-    return str(shipped_configs()[folder.name]) if folder.parent == ASSETS else None
+    if folder.parent != ASSETS or folder.name not in names():
+        return None
+    return str(shipped_configs()[folder.name])

@@ -43,6 +43,10 @@ from lrd_jax.saving import save as save
 from lrd_jax.saving import save_params as save_params
 from lrd_jax.staging import first_line
 
+# Bytes up to which the values are compared with what was written; SHA-256 takes a
+# second or so for a GiB, and they pass through the host.
+VERIFIED_BYTES = 2**30
+
 
 def read_config(path: pathlib.Path | str) -> ModelConfig:
     """The model's config.
@@ -88,6 +92,9 @@ def restore(
 ) -> Params:
     """Reads the parameters onto their devices, each device's part only.
 
+    The values of a checkpoint of up to `VERIFIED_BYTES` are compared with what was
+    written, unless several processes share it; of a larger one only the sizes of files.
+
     Args:
         path: the checkpoint.
         dtype: what to cast to; None keeps the stored dtype.
@@ -125,6 +132,9 @@ def restore(
     # One at a time, as JAX keeps a second copy on the host until garbage is collected.
     stored = flat(_stored(file))
     read = _reader(path, file, stored)
+    digests: dict[LeafPath, str] | None = None
+    if sum(file.sizes.values()) <= VERIFIED_BYTES and jax.process_count() == 1:
+        read = _digesting(read, stored, digests := {})
     leaves = []
     for name, leaf in flat(wanted, is_leaf=int8.is_qtensor).items():
         if int8.is_qtensor(leaf) and name in stored:
@@ -137,6 +147,8 @@ def restore(
             made = _read_parts(read, name, leaf)
         leaves.append(jax.block_until_ready(made))
         release(leaf.size * 4)
+    if digests is not None:
+        _check_values(path, file, digests, stored)
     treedef = jax.tree.structure(wanted, is_leaf=int8.is_qtensor)
     return jax.tree.unflatten(treedef, leaves)
 
@@ -185,13 +197,44 @@ def read_leaves(
     read = _reader(path, file, wanted)
     digests = {}
     for name in order:
-        # For a NumPy array, Orbax reads to NumPy; this one takes no memory.
-        like = np.broadcast_to(np.zeros((), wanted[name].dtype), wanted[name].shape)
-        leaf = np.asarray(read(name, like))
+        leaf = _read_to_host(read, name, wanted[name])
         digests[name] = digest(array_slabs(leaf))
         yield leaf
         del leaf
-    if fingerprint(digests, wanted) != file.weights_sha256:
+    _check_values(path, file, digests, wanted)
+
+
+def _read_to_host(
+    read: Callable[[LeafPath, Any], Any], name: LeafPath, stored: jax.ShapeDtypeStruct
+) -> np.ndarray:
+    # For a NumPy array, Orbax reads to NumPy; this one takes no memory.
+    like = np.broadcast_to(np.zeros((), stored.dtype), stored.shape)
+    return np.asarray(read(name, like))
+
+
+def _digesting(
+    read: Callable[[LeafPath, Any], Any],
+    stored: dict[LeafPath, Any],
+    digests: dict[LeafPath, str],
+) -> Callable[[LeafPath, Any], Any]:
+    """What reads like `read`, but through the host, and keeps the digests of leaves."""
+
+    def read_and_digest(name: LeafPath, like: Any) -> Any:
+        leaf = _read_to_host(read, name, stored[name])
+        digests[name] = digest(array_slabs(leaf))
+        return jax.device_put(leaf.astype(like.dtype, copy=False), like.sharding)
+
+    return read_and_digest
+
+
+def _check_values(
+    path: pathlib.Path,
+    file: ModelFile,
+    digests: dict[LeafPath, str],
+    stored: dict[LeafPath, Any],
+) -> None:
+    """Raises a `UserError` unless the digests are those of what was written."""
+    if fingerprint(digests, stored) != file.weights_sha256:
         raise UserError(f"{path}: damaged: its weights are not what was written.")
 
 

@@ -6,6 +6,7 @@ Imports neither JAX nor a model, so that `--help` and mistakes are answered at o
 import dataclasses
 import os
 import pathlib
+import re
 import typing
 from collections.abc import Sequence
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -146,6 +147,7 @@ def parse(argv: Sequence[str]) -> Request:
         UserError: a mistake that tyro cannot see.
         SystemExit: after `--help` (0) and after tyro's own messages (2).
     """
+    _check_given_once(argv)
     config = last_value(argv, "--config")
     if config is None:
         config = builtin.config_of(last_value(argv, "--ckpt"))
@@ -205,6 +207,19 @@ def _check_request(request: Request) -> None:
         raise UserError(f"`--seed` must be in [0, {MAX_SEED}], got {request.seed}.")
     if request.mesh is not None:
         parse_mesh(request.mesh)
+
+
+def _check_given_once(argv: Sequence[str]) -> None:
+    """Raises a `UserError` for a flag whose first value would be dropped in silence."""
+    seen = set()
+    for word in argv:
+        match = re.fullmatch(r"(--[a-z][\w.-]*)(=.*)?", word, re.DOTALL)
+        if match is None:
+            continue
+        flag = match[1].replace("_", "-")
+        if flag in seen and flag != "--prompt":
+            raise UserError(f"`{flag}` is given twice: leave one of them out.")
+        seen.add(flag)
 
 
 def last_value(argv: Sequence[str], flag: str) -> str | None:
@@ -316,10 +331,15 @@ def _infill_settings(
             "`--infill` decodes the text as one block, and nothing is outside of it to "
             "be cached: leave out `--decode.cache`."
         )
+    if "trim_tail" in typed and chosen["trim_tail"]:
+        raise UserError(
+            "`--infill` fills every marker: leave out `--decode.trim-tail`."
+        )
     no_cache = {
         f.name: f.default for f in dataclasses.fields(cls) if f.name.startswith("cache")
     }
-    return {"stop_at_eos": False, "block_length": None} | no_cache
+    fixed = {"stop_at_eos": False, "trim_tail": False, "block_length": None}
+    return fixed | no_cache
 
 
 def use_compilation_cache() -> None:

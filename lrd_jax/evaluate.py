@@ -50,7 +50,7 @@ def main(
     """
 
     def way_on() -> str:
-        return "the same command, if it has `--output`,"
+        return "the same command, if it has `--output`, goes on where it was"
 
     return exit_code(lambda: _run(parse(argv), open_source, make_slots), way_on)
 

@@ -4,17 +4,18 @@ import pathlib
 from typing import Any
 
 from lrd_jax.errors import UserError
+from lrd_jax.staging import check_new_file
+
+FORMATS = ("pdf", "png", "svg")  # Of matplotlib's those that need nothing else.
 
 
 def check_path(path: str) -> None:
     """Raises a `UserError` if no figure can be put there, before hours are spent."""
-    formats = pyplot().figure().canvas.get_supported_filetypes()
-    pyplot().close("all")
-    if pathlib.Path(path).suffix.removeprefix(".") not in formats:
-        known = ", ".join(sorted(formats))
+    pyplot()
+    if pathlib.Path(path).suffix.removeprefix(".") not in FORMATS:
+        known = ", ".join(FORMATS)
         raise UserError(f"--plot {path}: the name must end in one of: {known}.")
-    if not pathlib.Path(path).absolute().parent.is_dir():
-        raise UserError(f"--plot {path}: no such directory.")
+    check_new_file(path, "--plot")
 
 
 def pyplot() -> Any:

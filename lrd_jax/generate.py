@@ -53,7 +53,8 @@ def main(
 
     def way_on() -> str:
         kept = request is not None and request.output is not None
-        return "the same command" if kept else "a run with `--output`, started again,"
+        who = "the same command" if kept else "a run with `--output`, started again,"
+        return f"{who} goes on where it was"
 
     return exit_code(run, way_on)
 

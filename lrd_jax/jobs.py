@@ -82,7 +82,7 @@ def jobs_from_file(path: str) -> tuple[list[Job], str]:
 
 def _read_line(text: bytes, line: int, where: str) -> Job:
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys)
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=unique_keys)
     except UnicodeDecodeError:
         raise UserError(f"{where}: not valid UTF-8.") from None
     except RecursionError:
@@ -116,7 +116,7 @@ def _read_line(text: bytes, line: int, where: str) -> Job:
     return Job(**({**value, "id": name} | {"line": line, "where": where}))
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; json's own reader keeps the last of two equal keys in silence."""
     value = dict(pairs)
     if len(value) < len(pairs):

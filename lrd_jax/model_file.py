@@ -68,7 +68,7 @@ def read(path: pathlib.Path | str) -> ModelFile:
         raise UserError(_why_not_a_checkpoint(path))
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: damaged: {error}") from None
     if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{file}: damaged: it has no format.")

@@ -21,7 +21,7 @@ from lrd_jax.errors import UserError
 from lrd_jax.hardware import DEVICES, GIB, USABLE
 from lrd_jax.mesh_shape import MeshShape, parse_mesh
 from lrd_jax.process import exit_code
-from lrd_jax.quantization import kind_of
+from lrd_jax.quantization import join, kind_of
 from lrd_jax.settings import check
 from lrd_jax.shapes import SHAPES
 
@@ -82,7 +82,8 @@ class Request:
         model: its shape.
         mesh: None for `auto`.
         cfg: of the decode.
-        quantization: one of `quantization.KINDS`, or None.
+        quantization: one of `quantization.KINDS`, or None; what the checkpoint has in
+            int8 and what the flags ask for.
     """
 
     flags: Flags
@@ -100,7 +101,7 @@ def parse(argv: Sequence[str]) -> Request:
         SystemExit: after `--help` (0) and after tyro's own messages (2).
     """
     flags = tyro.cli(Flags, prog="python -m lrd_jax.plan", args=list(argv))
-    model = find_model(flags.model)
+    model, stored = find_model(flags.model)
     check(flags.batch_size >= 1, "--batch-size", flags.batch_size, "at least 1")
     cfg = DecodeConfig(
         gen_length=flags.gen_length,
@@ -109,7 +110,7 @@ def parse(argv: Sequence[str]) -> Request:
     )
     tokens = flags.tokens_per_forward
     check(0 < tokens < float("inf"), "--tokens-per-forward", tokens, "above 0")
-    kind = kind_of(flags.quantize, flags.quantize_embeddings)
+    kind = join(stored, kind_of(flags.quantize, flags.quantize_embeddings))
     mesh = parse_mesh(flags.mesh)
     context = f"the context of {flags.model}"
     below = f"below {model.max_length}, {context}"
@@ -120,17 +121,23 @@ def parse(argv: Sequence[str]) -> Request:
     return Request(flags, model, mesh, cfg, kind)
 
 
-def find_model(name: str) -> ModelConfig:
-    """The shape of a published model, or of a checkpoint.
+def find_model(name: str) -> tuple[ModelConfig, str | None]:
+    """The shape of a published model, or of a checkpoint, and what it has in int8.
 
     Raises:
-        UserError: neither.
+        UserError: neither, or a checkpoint in float32.
     """
     published = NAMES.get(name, name)
     if published in SHAPES:
-        return SHAPES[published]
+        return SHAPES[published], None
     if name in builtin.names() or pathlib.Path(name).is_dir():
-        return model_file.read(builtin.find(name)).config
+        file = model_file.read(builtin.find(name))
+        if file.dtype != "bfloat16":
+            raise UserError(
+                f"`--model {name}`: its weights are in {file.dtype}, and a plan is for "
+                "bfloat16: convert what it was made of with `--dtype bfloat16`."
+            )
+        return file.config, file.quantization
     known = ", ".join([*NAMES, *builtin.names()])
     raise UserError(f"`--model` must be a checkpoint or one of {known}, got {name!r}.")
 
@@ -149,7 +156,7 @@ def main(argv: Sequence[str]) -> int:
                 print(line, flush=True)
         return 0 if fits else NOT_FITTING
 
-    return exit_code(run, lambda: "the same command")
+    return exit_code(run, lambda: "nothing is lost")
 
 
 def make_job(request: Request) -> tuple[Any, int]:

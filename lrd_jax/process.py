@@ -1,4 +1,4 @@
-"""How a command that decodes ends: its exit code and its last words."""
+"""How a command ends: its exit code and its last words."""
 
 import io
 import os
@@ -23,25 +23,58 @@ def exit_code(run: Callable[[], int], on_interrupt: Callable[[], str]) -> int:
         run: the command; returns its exit code.
         on_interrupt: what to say after Ctrl-C.
     """
+    _replace_closed()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A letter that the terminal cannot show must not end a run.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = run()
-        sys.stdout.flush()
-        return code
+        return _flushed(run)
     except UserError as error:
         say(f"error: {error}")
         return 2
-    except SystemExit as stop:  # tyro's, after its own message or `--help`.
-        return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
-        say(f"interrupted; {on_interrupt()} goes on where it was.")
+        say(f"interrupted; {on_interrupt()}.")
         return 130
     except BrokenPipeError:
-        # Else Python tries to flush what is left at exit, and complains.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return 141
+    except OSError as error:  # Of a file that nobody has looked at before, or stdout.
+        _try_to_flush()
+        # What is open already has no name here.
+        say(f"error: {error.filename or 'the output'}: {error.strerror or error}")
+        return 2
+
+
+def _replace_closed() -> None:
+    """Gives a stream that the caller has closed (`>&-`) a place for what is said.
+
+    Python has None for it, and its number would go to the next file that is opened.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
+
+
+def _flushed(run: Callable[[], int]) -> int:
+    """The exit code of a command all of whose output has been taken."""
+    try:
+        code = run()
+    except SystemExit as stop:  # tyro's, after its own message or `--help`.
+        code = stop.code if isinstance(stop.code, int) else 2
+    sys.stdout.flush()
+    return code
+
+
+def _try_to_flush() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_stdout()
+
+
+def _drop_stdout() -> None:
+    """Else Python tries to flush what is left at exit, and complains."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def nonfinite_code(ids: Sequence[int | str]) -> int:

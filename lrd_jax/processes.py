@@ -11,6 +11,7 @@ import io
 import itertools
 import os
 import re
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -188,10 +189,12 @@ def join(meeting: Meeting | None) -> Team:
     """Meets the other processes; call it before JAX computes anything.
 
     Raises:
-        UserError: they were not found.
+        UserError: they were not found, or the port of process 0 is taken.
     """
     if meeting is None:
         return Team()
+    if meeting.process_id == 0:
+        _check_port_free(meeting.coordinator)
     import jax
 
     address = None if meeting.coordinator == AUTO else meeting.coordinator
@@ -204,6 +207,22 @@ def join(meeting: Meeting | None) -> Team:
         raise UserError(f"`--coordinator {meeting.coordinator}`: {reason}") from None
     _keep_stdout()
     return Team(jax.process_index(), jax.process_count())
+
+
+def _check_port_free(coordinator: str) -> None:
+    """Raises a `UserError` where JAX's own server would crash."""
+    port = int(coordinator.rpartition(":")[2])
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise UserError(
+            f"`--coordinator {coordinator}`: port {port} of this machine cannot be "
+            f"used ({reason}): choose another, or is another process started with "
+            "`--process-id 0`?"
+        ) from None
 
 
 def _keep_stdout() -> None:

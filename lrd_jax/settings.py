@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 from lrd_jax.errors import UserError
 
 ConfigT = TypeVar("ConfigT")
+MAX_INT = 2**31 - 1  # JAX takes no larger one without 64-bit integers.
 
 
 def check(ok: bool, name: str, value: object, expected: str) -> None:
@@ -53,6 +54,9 @@ def check_types(config: Any) -> None:
     for field in dataclasses.fields(config):
         value, kind = getattr(config, field.name), kinds[field.name]
         check(_matches(value, kind), field.name, value, _describe(kind))
+        fits = type(value) is not int or value <= MAX_INT
+        with_point = ", or with a decimal point" if _matches(0.5, kind) else ""
+        check(fits, field.name, value, f"at most {MAX_INT}{with_point}")
 
 
 def field_names(cls: type) -> list[str]:
@@ -124,7 +128,9 @@ def read_toml(path_or_name: str) -> tuple[dict[str, Any], str]:
     try:
         # Some editors on Windows put a byte order mark first.
         return tomllib.loads(path.read_text(encoding="utf-8-sig")), str(path)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise UserError(f"{path}: not valid TOML: nested too deeply") from None
+    except ValueError as error:  # Also of a number with thousands of digits.
         raise UserError(f"{path}: not valid TOML: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None

@@ -77,11 +77,36 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     """
     with one_line_disk_errors(path):
         beside = path.with_name(path.name + ".part")
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        try:
+            with open(beside, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+            raise
+
+
+def check_new_file(path: str, flag: str) -> None:
+    """Sees that a file can be put there, before hours are spent on what is in it.
+
+    Raises:
+        UserError: it is no name of a file, or its directory is none to write to.
+    """
+    folder, name = os.path.split(path)
+    if name in ("", ".", "..") or os.path.isdir(path):
+        raise UserError(f"{flag} {path!r}: must be the name of a file.")
+    if not os.path.isdir(folder or "."):
+        raise UserError(f"{flag} {path}: no such directory.")
+    if not os.access(folder or ".", os.W_OK):
+        raise UserError(f"{flag} {path}: its directory is not writable.")
+    with (
+        one_line_disk_errors(pathlib.Path(path)),
+        contextlib.suppress(FileNotFoundError),
+    ):
+        os.stat(path)  # Raises for a name that is too long.
 
 
 def first_line(error: Exception) -> str:

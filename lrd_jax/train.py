@@ -1,7 +1,7 @@
 """Trains or fine-tunes from the command line: `python -m lrd_jax.train --help`.
 
 Exit codes: 0 fine; 2 a mistake in what was given, or training that failed; 130
-interrupted.
+interrupted; 141 the reader of the output went away.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from lrd_jax.cli import (
     with_defaults,
 )
 from lrd_jax.errors import UserError
+from lrd_jax.process import exit_code, say
 from lrd_jax.settings import build, field_names, plain, unknown_name
 from lrd_jax.training.mixture import task_weights
 from lrd_jax.training.settings import (
@@ -143,21 +144,13 @@ def parse(argv: Sequence[str]) -> Request:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
-    try:
-        request = parse(argv)
-        _run(request)
-        return 0
-    except UserError as error:
-        _say(f"error: {error}")
-        return 2
-    except SystemExit as stop:  # tyro's, after its own message or `--help`.
-        return stop.code if isinstance(stop.code, int) else 2
-    except KeyboardInterrupt:
-        _say("interrupted; the same command goes on from the last checkpoint.")
-        return 130
+    return exit_code(
+        lambda: _run(parse(argv)),
+        lambda: "the same command goes on from the last checkpoint",
+    )
 
 
-def _run(request: Request) -> None:
+def _run(request: Request) -> int:
     from lrd_jax import figure
     from lrd_jax.training import start
     from lrd_jax.training.data import data_from_examples, data_from_tasks
@@ -189,21 +182,25 @@ def _run(request: Request) -> None:
         )
     data.batch(0)  # Mistakes in the data are found before anything is written.
     run = Run(folder, cfg, model.denoiser, data)
+    settings = _settings(request, model.fingerprint, data_hash)
+    folder.check_settings(settings)
+    begun = bool(folder.saved_steps())
+    # So are mistakes in the weights.
+    params = model.abstract_params() if begun else model.params()
     with folder.locked():
-        folder.check_settings(_settings(request, model.fingerprint, data_hash))
+        folder.keep_settings(settings)
         model.save_tokenizer(folder.tokenizer)
-        begun = bool(folder.saved_steps())
-        params = model.abstract_params() if begun else model.params()
         state, seconds = restore(run, params)
         done = int(state.step)
         if begun:
-            _say(f"{folder.path}: {done} of {cfg.steps} steps are done already.")
+            say(f"{folder.path}: {done} of {cfg.steps} steps are done already.")
         if not request.export and done < cfg.steps:
             state = train(run, state, seconds)
         export(folder.export, model.config, state.average, folder.tokenizer)
         if request.plot is not None:
             plot_log(folder.log, request.plot)
-    _say(f"{folder.export}: the model after {int(state.step)} steps.")
+    say(f"{folder.export}: the model after {int(state.step)} steps.")
+    return 0
 
 
 def _settings(
@@ -225,10 +222,6 @@ def _settings(
     train = plain(request.cfg, "train.")
     del train["train.save_seconds"]  # Changes nothing.
     return settings | train
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def prepare_process() -> None:

@@ -1,5 +1,6 @@
 """`python -m lrd_jax.bench`: the command, and what its figures mean."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 from toy_bench import model_file
 
+import lrd_jax.model_file
+from lrd_jax import builtin, staging
 from lrd_jax.bench import main
 from lrd_jax.benchmark import clock, sweep
 from lrd_jax.benchmark.parts import part_runs, summarise_parts
@@ -15,6 +18,7 @@ from lrd_jax.benchmark.request import parse
 from lrd_jax.benchmark.subject import make_subject
 from lrd_jax.config import BaselineConfig
 from lrd_jax.decode.state import Phase
+from lrd_jax.errors import UserError
 
 SMALL = "--prompt 6 --gen-length 4 --repeats 1"
 
@@ -74,7 +78,7 @@ def test_without_decoding_only_the_parts_are_measured(tmp_path, capsys):
 
 
 def test_a_sweep_measures_one_axis_at_a_time(tmp_path, capsys):
-    report = run(tmp_path, "--sweep B=1,2 W=2,4 V=64,128 --repeats 1")
+    report = run(tmp_path, "--sweep B=1,2 W=2,4 --sweep V=64,128")
     values = {
         axis: [point["value"] for point in found["points"]]
         for axis, found in report["sweep"].items()
@@ -199,9 +203,11 @@ def test_exponents_are_those_of_the_ends():
         ("--tasks nothing", "nothing"),
         ("--sweep B=1 --peer torch", "give either `--peer` or `--sweep`"),
         ("--sweep B=1 --methods lrd,baseline", "`--sweep` measures one method"),
+        ("--sweep", "`--sweep` must be AXIS=N,..., got 'nothing'."),
         ("--sweep B", "`--sweep` must be"),
         ("--sweep Q=1", "`--sweep` must be an axis: B (rows of the batch)"),
         ("--sweep B=1 B=2", "B is given twice"),
+        ("--sweep B=1 --sweep B=2", "B is given twice"),
         ("--sweep B=0", "`--sweep B` must be a whole number, at least 1, got 0."),
         ("--sweep B=x", "`--sweep B` must be a whole number, at least 1, got 'x'."),
         ("--sweep V=1024", "V is fixed by a checkpoint"),
@@ -210,6 +216,11 @@ def test_exponents_are_those_of_the_ends():
         ("--model llada-100m --sweep P=4090", "a prompt of 4090"),
         ("--sweep W=8 --methods dream", "method dream has one block only"),
         ("--output no/such/dir/x.json", "--output no/such/dir/x.json: no such"),
+        ("--output .", "--output '.': must be the name of a file"),
+        ("--output=", "--output '': must be the name of a file"),
+        ("--output {folder}", "must be the name of a file"),
+        ("--output {folder}/new/", "must be the name of a file"),
+        ("--output {folder}/" + "x" * 300, "cannot be written: File name too long"),
         ("--seed -1", "`--seed` must be in"),
         ("--model {empty}", "a model needs family, vocab_size"),
         ("--model {wrong}", "unknown setting 'd_mode'; did you mean d_model"),
@@ -220,6 +231,7 @@ def test_a_mistake_is_one_line_and_code_2(flags, told, capsys, tmp_path):
     text = pathlib.Path(model_file(tmp_path)).read_text()
     (tmp_path / "wrong.toml").write_text(text + "d_mode = 3\n")
     files = {name: tmp_path / f"{name}.toml" for name in ("empty", "wrong")}
+    files["folder"] = tmp_path
     argv = [word.format(**files) for word in flags.split()]
     assert main(argv) == 2
     out, err = capsys.readouterr()
@@ -227,6 +239,32 @@ def test_a_mistake_is_one_line_and_code_2(flags, told, capsys, tmp_path):
     assert err.startswith("error: ")
     assert told in err
     assert err.count("\n") == 1
+
+
+def test_an_output_that_cannot_be_written_is_told_at_once(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(staging.os, "access", lambda path, mode: False)
+    assert main(["--output", str(tmp_path / "new.json")]) == 2
+    assert "new.json: its directory is not writable" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_put_in_place_leaves_nothing(tmp_path):
+    (tmp_path / "report.json").mkdir()
+    with pytest.raises(UserError, match=r"report\.json: cannot be written: "):
+        staging.write_atomically(tmp_path / "report.json", "{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_the_peer_takes_no_weights_in_int8(monkeypatch, capsys):
+    file = dataclasses.replace(
+        lrd_jax.model_file.read(builtin.find(None)), quantization="int8"
+    )
+    monkeypatch.setattr(lrd_jax.model_file, "read", lambda path: file)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    assert main(["--peer", "torch"]) == 2
+    err = capsys.readouterr().err
+    assert "`--peer torch` takes no weights in int8, as those of `--model tiny`" in err
 
 
 def test_without_torch_the_peer_says_what_to_install(monkeypatch, capsys):

@@ -59,6 +59,7 @@ def test_every_built_in_model_has_a_config(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()
     assert builtin.config_of(name) is None
+    assert builtin.config_of(str(builtin.ASSETS / "tinny")) is None
     assert builtin.config_of(None) == str(shipped_configs()[builtin.DEFAULT])
 
 

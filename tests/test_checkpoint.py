@@ -214,6 +214,21 @@ def test_absent_and_truncated_files_are_listed(ckpt):
         assert str(file.relative_to(ckpt)) in str(caught.value)
 
 
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_values_that_are_not_what_was_written_are_noticed(
+    ckpt, quantization, monkeypatch
+):
+    largest = max((ckpt / "params").rglob("d/*"), key=lambda file: file.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    with pytest.raises(UserError, match="its weights are not what was written"):
+        checkpoint.restore(ckpt, jnp.bfloat16, quantization=quantization)
+    # Of a large one only the sizes are looked at.
+    monkeypatch.setattr(checkpoint, "VERIFIED_BYTES", 1000)
+    checkpoint.restore(ckpt, jnp.bfloat16, quantization=quantization)
+
+
 EIGHT_DEVICES = """
     import json, pathlib, sys
     import jax, jax.numpy as jnp, numpy as np

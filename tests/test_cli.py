@@ -1,11 +1,15 @@
 """The command line's arguments, without a model."""
 
 import dataclasses
+import errno
+import pathlib
+import shlex
 import subprocess
 import sys
 
 import pytest
 
+from lrd_jax import builtin, plan
 from lrd_jax.cli import MAX_SEED, parse
 from lrd_jax.config import (
     METHODS,
@@ -197,11 +201,19 @@ def test_infill_fixes_its_settings(tmp_path):
         "[decode]\ngen_length = 64\nblock_length = 32\nstop_at_eos = true\n"
         'cache = "dual"\ncache_lane = 2\n',
     )
-    for words in ([], ["--config", path], ["--decode.no-stop-at-eos"]):
+    words_of_each = (
+        [],
+        ["--config", path],
+        ["--config", "turbo"],
+        ["--decode.no-stop-at-eos"],
+        ["--decode.no-trim-tail"],
+    )
+    for words in words_of_each:
         request = parse([*PROMPT, "--infill", *words])
         assert not request.decode.stop_at_eos
         assert request.decode.block_length is None
         assert request.decode.cache == "none"
+        assert not request.decode.trim_tail
     assert parse([*PROMPT, "--infill", "--method", "baseline"]).infill
 
 
@@ -211,6 +223,12 @@ def test_infill_fixes_its_settings(tmp_path):
         ([], "nothing to decode: give `--prompt TEXT` or `--input FILE`"),
         (["--prompt"], "nothing to decode"),
         ([*PROMPT, "--input", "x"], "either `--prompt` or `--input`, not both"),
+        (["--input", "a", "--input", "b"], "`--input` is given twice"),
+        (["--input", "a", "--input=b"], "`--input` is given twice"),
+        (
+            [*PROMPT, "--decode.r_f", "0", "--decode.r-f=1"],
+            "`--decode.r-f` is given twice",
+        ),
         ([*PROMPT, "--batch-size", "0"], "`--batch-size` must be at least 1, got 0"),
         ([*PROMPT, "--seed", "-1"], f"`--seed` must be in [0, {MAX_SEED}], got -1"),
         ([*PROMPT, "--seed", str(2**32)], "`--seed` must be in"),
@@ -249,6 +267,10 @@ def test_infill_fixes_its_settings(tmp_path):
         ([*PROMPT, "--decode.r-f", "1.5"], "`r_f` must be in [0, 1], got 1.5"),
         ([*PROMPT, "--decode.r-f", "nan"], "`r_f` must be in [0, 1], got nan"),
         (
+            [*PROMPT, "--decode.kl-patience", "3000000000"],
+            "`kl_patience` must be at most 2147483647, got 3000000000",
+        ),
+        (
             [*PROMPT, "--decode.gen-length", "30", "--decode.block-length", "16"],
             "`gen_length` must be a multiple of `block_length`, got 30 and 16",
         ),
@@ -259,6 +281,10 @@ def test_infill_fixes_its_settings(tmp_path):
         (
             [*PROMPT, "--infill", "--decode.stop-at-eos"],
             "leave out `--decode.stop-at-eos`",
+        ),
+        (
+            [*PROMPT, "--infill", "--decode.trim-tail"],
+            "`--infill` fills every marker: leave out `--decode.trim-tail`",
         ),
         (
             [*PROMPT, "--infill", "--decode.gen-length=8"],
@@ -363,3 +389,73 @@ def test_help_shows_the_settings_of_the_method(capsys):
     assert "--decode.tokens-per-step" in out
     assert "--decode.r-f " not in out
     assert "--decode.tau-decode" not in out
+
+
+COMMANDS = (
+    "lrd_jax.generate lrd_jax.evaluate lrd_jax.train lrd_jax.bench lrd_jax.plan "
+    "lrd_jax.aot convert"
+).split()
+
+
+def in_shell(command, module, *words):
+    """Runs a command in a shell that does to its streams what `command` says."""
+    script = command.format(shlex.join([sys.executable, "-m", module, *words]))
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_a_reader_that_goes_away_ends_every_command(module):
+    # Its end is closed when the command comes to write.
+    done = in_shell("{{ sleep 0.1; {}; echo $? >&2; }} | true", module, "--help")
+    assert done.stderr == "141\n"
+
+
+def test_a_full_disk_behind_stdout_is_one_line():
+    done = in_shell("{} > /dev/full", "lrd_jax.plan", "--help")
+    assert done.stderr == "error: the output: No space left on device\n"
+    assert done.returncode == 2
+
+
+def test_closed_streams_are_no_mistake():
+    done = in_shell("{} >&-", "lrd_jax.plan", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = in_shell("{} >&- 2>&-", "lrd_jax.plan", "--model", "x", "--device", "v5p")
+    assert done.returncode == 2
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("lrd_jax.generate", ["--prompt", "a", "--ckpt", LONG]),
+        ("lrd_jax.generate", ["--prompt", "a", "--output", LONG]),
+        ("lrd_jax.evaluate", ["--n", "5", "--ckpt", LONG]),
+        ("lrd_jax.train", ["--config", "tiny_train", "--out", LONG]),
+        ("lrd_jax.bench", ["--model", LONG]),
+        ("lrd_jax.plan", ["--device", "v5p", "--model", LONG]),
+        ("convert", ["--dst", "new", "--src", LONG]),
+        ("convert", ["--src", "tiny", "--to", "hf", "--dst", LONG]),
+    ],
+)
+def test_a_name_that_is_too_long_is_one_line(module, words, tmp_path):
+    command = [sys.executable, "-m", module, *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert LONG in done.stderr
+    assert "File name too long" in done.stderr or "no model" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_read_is_one_line(monkeypatch, capsys):
+    def denied(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(pathlib.Path, "is_file", denied)
+    argv = ["--model", "tiny", "--device", "v5p"]
+    assert plan.main(argv) == 2
+    err = capsys.readouterr().err
+    assert err == f"error: {builtin.find('tiny') / 'model.json'}: Permission denied\n"

@@ -148,7 +148,7 @@ def test_a_config_that_is_not_supported(src, refuse, changes, message):
     assert message in refuse()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", "\xff"])
+@pytest.mark.parametrize("content", ["", "{", "[1]", "\xff", "[" * 3000, "1" * 5000])
 def test_a_malformed_config(src, refuse, content):
     (src / "config.json").write_bytes(content.encode("latin1"))
     assert "config.json: " in refuse()
@@ -270,7 +270,7 @@ def test_an_interrupt_leaves_nothing(src, tmp_path, monkeypatch, capsys):
     before = listing(tmp_path)
     dst = tmp_path / "new" / "dst"
     assert main(["--src", str(src), "--dst", str(dst)]) == 130
-    assert capsys.readouterr().err == "interrupted: nothing was written.\n"
+    assert capsys.readouterr().err == "interrupted; nothing was written.\n"
     assert listing(tmp_path) == before
 
 
@@ -291,9 +291,7 @@ def test_an_interrupt_waits_for_what_writes_in_the_background(
 
 
 def test_an_unknown_flag_is_an_error(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["--src", "a", "--dst", "b", "--dtype", "int4"])
-    assert stop.value.code == 2
+    assert main(["--src", "a", "--dst", "b", "--dtype", "int4"]) == 2
     assert "int4" in capsys.readouterr().err
 
 

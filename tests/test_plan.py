@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from test_aot import SMALL
 
-from lrd_jax import aot, costs, plan, sharding
+from lrd_jax import aot, builtin, costs, model_file, plan, sharding
 from lrd_jax.collectives import Collectives
 from lrd_jax.config import DecodeConfig
 from lrd_jax.costs import Job
@@ -178,6 +178,32 @@ def test_every_setting_arrives(monkeypatch):
     _, one = run(monkeypatch, argv)
     assert (one.prompt, one.cfg.gen_length, one.window) == (8, 32, 16)
     assert (one.cfg.cache, one.quantization, one.batch) == ("dual", "int8+embed", 3)
+
+
+@pytest.mark.parametrize(
+    ("stored", "flags", "planned"),
+    [
+        ("int8", "", "int8"),
+        ("int8+embed", "--quantize int8", "int8+embed"),
+        ("int8", "--quantize int8 --quantize-embeddings", "int8+embed"),
+    ],
+)
+def test_a_checkpoint_is_planned_as_it_is_stored(stored, flags, planned, monkeypatch):
+    file = dataclasses.replace(
+        model_file.read(builtin.find("tiny")), quantization=stored
+    )
+    monkeypatch.setattr(model_file, "read", lambda path: file)
+    argv = f"--model tiny --device a100 --prompt 8 --gen-length 32 {flags}"
+    assert run(monkeypatch, argv)[1].quantization == planned
+
+
+def test_a_checkpoint_in_float32_is_refused(monkeypatch, capsys):
+    file = dataclasses.replace(model_file.read(builtin.find("tiny")), dtype="float32")
+    monkeypatch.setattr(model_file, "read", lambda path: file)
+    assert plan.main(["--model", "tiny", "--device", "a100"]) == 2
+    err = capsys.readouterr().err
+    assert "`--model tiny`: its weights are in float32" in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

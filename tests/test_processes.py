@@ -346,6 +346,20 @@ def test_good_flags(command):
         parse(TRIO)
 
 
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_a_port_that_is_taken(family):
+    host = "127.0.0.1" if family == socket.AF_INET else "::1"
+    try:
+        taken = socket.create_server((host, 0), family=family)
+    except OSError:
+        pytest.skip("no such addresses on this machine")
+    with taken:
+        port = taken.getsockname()[1]
+        where = f"`--coordinator localhost:{port}`: port {port} of this machine"
+        with pytest.raises(UserError, match=f"{where} cannot be used .*in use"):
+            join(Meeting(f"localhost:{port}", 2, 0))
+
+
 def test_nothing_to_find(monkeypatch):
     def initialize(*args):
         assert args == (None, None, None)

@@ -173,6 +173,7 @@ DREAM_REFUSED = {
 }
 REFUSED = [(LLADA, *item) for item in LLADA_REFUSED.items()]
 REFUSED += [(DREAM, *item) for item in DREAM_REFUSED.items()]
+REFUSED += [(DREAM, "layer_types", value) for value in (5, [{}])]
 
 
 @pytest.mark.parametrize(("config", "name", "value"), REFUSED)

@@ -48,6 +48,7 @@ def test_check_names_the_setting_and_its_value():
         {"degrees": 1},
         {"rack": None},
         {"racks": (1, 2)},
+        {"minutes": 2**31 - 1, "rack": 2**31 - 1, "degrees": 3e9},
     ],
 )
 def test_values_of_the_right_type_are_kept(values):
@@ -74,6 +75,13 @@ def test_values_of_the_right_type_are_kept(values):
         ({"rack": True}, "`rack` must be a whole number or nothing, got True."),
         ({"mode": "grill"}, "`mode` must be one of top, bottom, got 'grill'."),
         ({"mode": ["top"]}, "`mode` must be one of top, bottom, got ['top']."),
+        ({"minutes": 2**31}, "`minutes` must be at most 2147483647, got 2147483648."),
+        ({"rack": 2**31}, "`rack` must be at most 2147483647, got 2147483648."),
+        (
+            {"degrees": 3000000000},
+            "`degrees` must be at most 2147483647, or with a decimal point, got "
+            "3000000000.",
+        ),
         ({"racks": (1, True)}, "`racks` must be tuple, got (1, True)."),
         ({"racks": [1]}, "`racks` must be tuple, got [1]."),
     ],
@@ -118,7 +126,16 @@ def test_a_byte_order_mark_is_let_through(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"\xff\xfe", b"a = ", b"a = 1\na = 2", b"[decode", b'a = "\x00"']
+    "content",
+    [
+        b"\xff\xfe",
+        b"a = ",
+        b"a = 1\na = 2",
+        b"[decode",
+        b'a = "\x00"',
+        b"a = " + b"[" * 3000,
+        b"a = " + b"1" * 5000,
+    ],
 )
 def test_a_file_that_is_not_toml_is_named(tmp_path, content):
     path = write(tmp_path, content)

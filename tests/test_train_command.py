@@ -1,7 +1,9 @@
 """`python -m lrd_jax.train`: runs, resumes, fine-tunes, and says what is wrong."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from lrd_jax.model import backbone
 from lrd_jax.train import main
 from lrd_jax.training import data as data_module
 from lrd_jax.training import plot, rundir, vocabulary
+from lrd_jax.training import start as start_module
 from tests.train_toy import (
     FLAGS,
     copy_lines,
@@ -282,6 +285,33 @@ def test_a_directory_of_something_else_is_refused(start, tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("")
     assert run(tmp_path, start) == 2
     assert "holds thesis.tex but no settings.json" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_damaged_weights_to_start_from_leave_no_run(start, tmp_path, capsys):
+    init = tmp_path / "init"
+    shutil.copytree(start[1], init)
+    largest = max((init / "params").rglob("d/*"), key=lambda file: file.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    assert run(tmp_path / "run", ["--init", str(init), *start[2:]]) == 2
+    assert "its weights are not what was written" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_under_the_tokenizer_is_one_line(
+    start, tmp_path, monkeypatch, capsys
+):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(start_module, "copy_tokenizer", full)
+    assert run(tmp_path / "run", start) == 2
+    err = capsys.readouterr().err
+    assert "run/tokenizer: cannot be written: No space left on device" in err
+    assert err.count("\n") == 1
+    assert not list((tmp_path / "run").glob("tokenizer*"))
 
 
 def test_two_runs_at_once_are_refused(whole, start, capsys):
@@ -320,6 +350,7 @@ LINE = {"prompt_ids": [2, 3], "response_ids": [2, 3]}
     [
         ("{", "not valid JSON"),
         ("[1]", "must be a JSON object"),
+        (json.dumps(LINE)[:-1] + ', "response_ids": [3]}', "a key is given twice"),
         ({"prompt_ids": [2]}, "exactly one of response, response_ids"),
         ({"response_ids": [2]}, "exactly one of prompt, messages, prompt_ids"),
         (LINE | {"prompt": "a"}, "prompt and prompt_ids"),
@@ -354,7 +385,9 @@ def test_a_wrong_line_is_named(line, named, start, tmp_path, capsys):
         (["--init", "nowhere"], "no such checkpoint: nowhere"),
         (["--train.steps", "0"], "`steps` must be at least 1"),
         (["--config", "nowhere"], "no config file 'nowhere'"),
-        (["--plot", "curve.xyz"], "must end in one of"),
+        (["--plot", "curve.xyz"], "must end in one of: pdf, png, svg"),
+        (["--plot", "curve.pgf"], "must end in one of"),
+        (["--plot", "curve.png/"], "must be the name of a file"),
         (["--plot", "nowhere/curve.png"], "no such directory"),
     ],
 )

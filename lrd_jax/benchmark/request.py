@@ -20,6 +20,7 @@ from lrd_jax.evaluation.methods import Entries, Method, choose, read_entries
 from lrd_jax.evaluation.request import find_members
 from lrd_jax.settings import build, check, read_toml
 from lrd_jax.shapes import BENCHMARK_SHAPES
+from lrd_jax.staging import check_new_file
 from lrd_jax.tasks import Task
 
 PROG = "python -m lrd_jax.bench"
@@ -66,7 +67,9 @@ class Flags:
     methods: Annotated[OptionalText, _shown("NAME,...|all")] = None
     method_file: Annotated[str, _shown("FILE.toml|NAME")] = "methods"
     peer: Annotated[Literal["torch"] | None, tyro.conf.DisallowNone] = None
-    sweep: Annotated[tuple[str, ...], _shown("AXIS=N,...")] = ()
+    sweep: Annotated[
+        tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, _shown("AXIS=N,...")
+    ] = ()
     decode: bool = True
     batch_size: Annotated[int, _shown("N")] = 1
     n: Annotated[int | None, tyro.conf.DisallowNone, _shown("N")] = None
@@ -123,18 +126,20 @@ def parse(argv: Sequence[str]) -> Request:
         args=list(argv),
     )
     _check_numbers(flags)
+    words = [word for group in flags.sweep for word in group]
+    check(not flags.sweep or len(words) > 0, "--sweep", "nothing", "AXIS=N,...")
     shape = find_shape(flags.model)
     _check_unused(flags, is_random=shape is not None)
     if flags.peer is not None:
-        _check_peer(flags)
-    if flags.output is not None and not pathlib.Path(flags.output).parent.is_dir():
-        raise UserError(f"--output {flags.output}: no such directory.")
+        _check_peer(flags, is_random=shape is not None)
+    if flags.output is not None:
+        check_new_file(flags.output, "--output")
     entries = read_entries(flags.method_file)
     names = flags.methods or ("lrd" if flags.sweep else DEFAULT_METHODS)
     methods = choose(_names(names, "--methods"), entries, flags.gen_length)
     if flags.sweep and len(methods) > 1:
         raise UserError(f"`--sweep` measures one method, got `--methods` {names}.")
-    sweep = _read_sweep(flags, shape, entries, methods[0].name)
+    sweep = _read_sweep(flags, words, shape, entries, methods[0].name)
     methods, twins = _with_twins(methods, flags)
     found = find_members(_names(flags.tasks, "--tasks"))
     return Request(
@@ -175,11 +180,16 @@ def _check_unused(flags: Flags, is_random: bool) -> None:
             raise UserError(f"`--{flag}` changes nothing for {why}: leave it out.")
 
 
-def _check_peer(flags: Flags) -> None:
+def _check_peer(flags: Flags, is_random: bool) -> None:
     if flags.sweep:
         raise UserError("give either `--peer` or `--sweep`: a sweep has no peer.")
     if importlib.util.find_spec("torch") is None:
         raise UserError(f"`--peer torch` needs PyTorch: pip install {TORCH}")
+    if not is_random and model_file.read(builtin.find(flags.model)).quantization:
+        raise UserError(
+            f"`--peer torch` takes no weights in int8, as those of `--model "
+            f"{flags.model}` are: give the checkpoint that it was made of."
+        )
 
 
 def find_shape(name: str) -> ModelConfig | None:
@@ -220,14 +230,18 @@ def _names(text: str, flag: str) -> list[str]:
 
 
 def _read_sweep(
-    flags: Flags, shape: ModelConfig | None, entries: Entries, method: str
+    flags: Flags,
+    words: Sequence[str],
+    shape: ModelConfig | None,
+    entries: Entries,
+    method: str,
 ) -> dict[str, list[Point]]:
     """The sweep, all of whose points are sure to run."""
     known = shape or (model_file.read(builtin.find(flags.model)).config)
     base = Point(
         B=flags.batch_size, P=flags.prompt, G=flags.gen_length, V=known.vocab_size
     )
-    sweep = read_sweep(flags.sweep, base, fixed_vocabulary=shape is None)
+    sweep = read_sweep(words, base, fixed_vocabulary=shape is None)
     points = [point for points in sweep.values() for point in points]
     for point in points if shape is None else [base, *points]:
         check_context(point, known.max_length)

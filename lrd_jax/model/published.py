@@ -198,7 +198,7 @@ def _check(
         if not _is_plain_rope(published.get(name))
     ]
     layer_types = published.get("layer_types")
-    if layer_types and set(layer_types) != {"full_attention"}:
+    if layer_types and not _is_full(layer_types):
         bad.append(f"layer_types = {layer_types!r} (only full_attention is supported)")
     bad += [
         f"{name} = {value!r} (unknown)"
@@ -231,6 +231,13 @@ def _check_derived(
                 f"config.json contradicts itself: {name} = {published[name]!r}, but "
                 f"its other fields mean {said!r}."
             )
+
+
+def _is_full(layer_types: object) -> bool:
+    """Whether the field lists layers of ordinary attention."""
+    return isinstance(layer_types, list) and all(
+        kind == "full_attention" for kind in layer_types
+    )
 
 
 def _is_plain_rope(rope: object) -> bool:

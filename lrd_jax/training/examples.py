@@ -8,6 +8,7 @@ from typing import Any
 
 from lrd_jax.config import ModelConfig
 from lrd_jax.errors import UserError
+from lrd_jax.jobs import unique_keys
 from lrd_jax.text import check_ids, encode_prompt
 from lrd_jax.tokenizer import Tokenizer
 from lrd_jax.training.data import Example, misfit
@@ -67,7 +68,7 @@ def _read(
     windows: Sequence[int],
 ) -> Example:
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = json.loads(line.decode("utf-8"), object_pairs_hook=unique_keys)
     except UnicodeDecodeError:
         raise UserError("not valid UTF-8.") from None
     except (ValueError, RecursionError) as error:

@@ -74,22 +74,26 @@ class RunDir:
         finally:
             os.close(handle)
 
+    def keep_settings(self, settings: Mapping[str, Any]) -> None:
+        """Writes the settings, unless they are there.
+
+        Raises:
+            UserError: as for `check_settings`, or they cannot be written.
+        """
+        self.check_settings(settings)
+        if not self.settings.exists():
+            write_atomically(self.settings, json.dumps(settings, indent=1) + "\n")
+
     def check_settings(self, settings: Mapping[str, Any]) -> None:
-        """Writes the settings, or compares them with those that are there.
+        """Compares the settings with those that are there; changes nothing.
 
         Raises:
             UserError: made by other settings, or by something else.
         """
-        wanted = json.loads(json.dumps(settings))
         if not self.settings.exists():
-            others = [p.name for p in self.path.iterdir() if p.name != ".lock"]
-            if others:
-                raise UserError(
-                    f"{self.path} holds {sorted(others)[0]} but no settings.json: not "
-                    "the directory of a run; choose another `--out`."
-                )
-            write_atomically(self.settings, json.dumps(wanted, indent=1) + "\n")
+            self._check_empty()
             return
+        wanted = json.loads(json.dumps(settings))
         try:
             there = json.loads(self.settings.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -107,6 +111,17 @@ class RunDir:
             raise UserError(
                 f"{self.path} was made with other settings: {'; '.join(differ)}. Give "
                 "those again, or choose another `--out`."
+            )
+
+    def _check_empty(self) -> None:
+        """Raises a `UserError` if something else than a run is there."""
+        if not self.path.is_dir():
+            return  # Nothing is there, or what `locked` cannot make a directory of.
+        others = [p.name for p in self.path.iterdir() if p.name != ".lock"]
+        if others:
+            raise UserError(
+                f"{self.path} holds {sorted(others)[0]} but no settings.json: not the "
+                "directory of a run; choose another `--out`."
             )
 
     def saved_steps(self) -> list[int]:

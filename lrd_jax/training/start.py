@@ -15,6 +15,7 @@ from lrd_jax.base import Denoiser, Params
 from lrd_jax.config import ModelConfig
 from lrd_jax.errors import UserError
 from lrd_jax.model import backbone, families
+from lrd_jax.staging import one_line_disk_errors
 from lrd_jax.tokenizer import Tokenizer
 from lrd_jax.training import vocabulary
 from lrd_jax.training.export import copy_tokenizer
@@ -52,14 +53,22 @@ class Start:
         return backbone.abstract_params(self.config)
 
     def save_tokenizer(self, folder: pathlib.Path) -> None:
-        """Writes the tokenizer's files unless they are there; whole or not at all."""
+        """Writes the tokenizer's files unless they are there; whole or not at all.
+
+        Raises:
+            UserError: the disk is full or cannot be written.
+        """
         if folder.is_dir():
             return
         part = folder.with_name(folder.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        self.write_tokenizer(part)
-        os.replace(part, folder)
+        with one_line_disk_errors(folder):
+            try:
+                part.mkdir()
+                self.write_tokenizer(part)
+                os.replace(part, folder)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
 
 
 def from_checkpoint(path_or_name: str) -> Start:
@@ -104,7 +113,9 @@ def from_recipe(recipe: Recipe, seed: int, written: pathlib.Path) -> Start:
     config = recipe.model_config(**vocabulary.special_ids(tokenizer.backend))
 
     def write_tokenizer(dst: pathlib.Path) -> None:
-        tokenizer.backend.save(str(dst / "tokenizer.json"))
+        # Its own `save` raises a bare Exception where the disk is full.
+        text = tokenizer.backend.to_str(pretty=True)
+        (dst / "tokenizer.json").write_text(text, encoding="utf-8")
         settings = vocabulary.NAMED | {"chat_template": vocabulary.CHAT_TEMPLATE}
         text = json.dumps(settings, indent=2) + "\n"
         (dst / "tokenizer_config.json").write_text(text, encoding="utf-8")
