@@ -41,9 +41,9 @@ def tables(report: Mapping[str, Any]) -> str:
     others = [
         [name, *(_difference(figures) for figures in method["tasks"].values())]
         for name, method in methods.items()
-        if name != report["baseline"]
+        if report["baseline"] not in (None, name)
     ]
-    if report["baseline"] is not None and others and len(names) > 1:
+    if others and len(names) > 1:
         lines += ["", f"Difference to {report['baseline']} for each task, points."]
         lines += ["", *markdown(["method", *first["tasks"]], others)]
     return "\n".join(lines) + "\n"
