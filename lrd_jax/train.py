@@ -5,6 +5,7 @@ interrupted; 141 the reader of the output went away.
 """
 
 import dataclasses
+import inspect
 import os
 import sys
 from collections.abc import Sequence
@@ -111,11 +112,12 @@ def parse(argv: Sequence[str]) -> Request:
     build(TrainConfig, _LEFT_TO_FLAGS | recipe.train, f"{recipe.where}: [train]")
     for phase in recipe.phases:
         task_weights(phase.weights, f"{recipe.where}: [[phase]]")
+    about, _, _ = inspect.cleandoc(Flags.__doc__ or "").partition("\n\nAttributes:")
     kind: Any = Flags
     flags = tyro.cli(
         kind[with_defaults(TrainConfig, recipe.train)],
         prog="python -m lrd_jax.train",
-        description=Flags.__doc__ and Flags.__doc__.partition("Attributes:")[0],
+        description=about,
         args=list(argv),
     )
     if flags.data is not None and flags.init is None:

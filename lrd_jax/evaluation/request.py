@@ -77,7 +77,7 @@ class Flags:
         process_id: which of them this is, from 0.
     """
 
-    ckpt: Annotated[OptionalText, _shown("DIR")] = None
+    ckpt: Annotated[OptionalText, _shown("DIR|NAME")] = None
     tasks: Annotated[str, _shown("NAME,...")] = (
         "lists,code,sudoku,expressions,word_problems"
     )
