@@ -76,7 +76,7 @@ def paired(
     if found is None:
         return total / n, None
     half = Z * math.sqrt(found + 1 + 2 * centre**2) / (n + 2)
-    return total / n, (centre - half, centre + half)
+    return total / n, (max(centre - half, -1.0), min(centre + half, 1.0))
 
 
 def summarise(
