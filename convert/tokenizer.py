@@ -15,7 +15,12 @@ from convert.variant import Variant, variant_of
 from lrd_jax import chat
 from lrd_jax.config import ModelConfig
 from lrd_jax.errors import UserError
-from lrd_jax.tokenizer import named_tokens, read_backend, read_json_object
+from lrd_jax.tokenizer import (
+    named_tokens,
+    read_backend,
+    read_json_object,
+    write_backend,
+)
 
 _END_OF_TURN = {"llada": "<|eot_id|>", "dream": "<|im_end|>"}
 # LLaDA's files do not name their mask token.
@@ -209,9 +214,7 @@ def _write_backend(backend: Any, src: pathlib.Path, dst: pathlib.Path) -> None:
     if (src / "tokenizer.json").is_file():
         shutil.copyfile(src / "tokenizer.json", dst / "tokenizer.json")
     else:
-        # Its own `save` raises a bare Exception where the disk is full.
-        text = backend.to_str(pretty=True)
-        (dst / "tokenizer.json").write_text(text, encoding="utf-8")
+        write_backend(backend, dst / "tokenizer.json")
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:

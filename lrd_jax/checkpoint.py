@@ -195,21 +195,26 @@ def read_leaves(
     file = model_file.read(path)
     wanted = flat(_stored(file))
     read = _reader(path, file, wanted)
-    digests = {}
+    digests: dict[LeafPath, str] = {}
     for name in order:
-        leaf = _read_to_host(read, name, wanted[name])
-        digests[name] = digest(array_slabs(leaf))
+        leaf = _read_digested(read, name, wanted[name], digests)
         yield leaf
         del leaf
     _check_values(path, file, digests, wanted)
 
 
-def _read_to_host(
-    read: Callable[[LeafPath, Any], Any], name: LeafPath, stored: jax.ShapeDtypeStruct
+def _read_digested(
+    read: Callable[[LeafPath, Any], Any],
+    name: LeafPath,
+    stored: jax.ShapeDtypeStruct,
+    digests: dict[LeafPath, str],
 ) -> np.ndarray:
+    """A leaf on the host, in its stored dtype; its digest goes into `digests`."""
     # For a NumPy array, Orbax reads to NumPy; this one takes no memory.
     like = np.broadcast_to(np.zeros((), stored.dtype), stored.shape)
-    return np.asarray(read(name, like))
+    leaf = np.asarray(read(name, like))
+    digests[name] = digest(array_slabs(leaf))
+    return leaf
 
 
 def _digesting(
@@ -220,8 +225,7 @@ def _digesting(
     """What reads like `read`, but through the host, and keeps the digests of leaves."""
 
     def read_and_digest(name: LeafPath, like: Any) -> Any:
-        leaf = _read_to_host(read, name, stored[name])
-        digests[name] = digest(array_slabs(leaf))
+        leaf = _read_digested(read, name, stored[name], digests)
         return jax.device_put(leaf.astype(like.dtype, copy=False), like.sharding)
 
     return read_and_digest

@@ -114,6 +114,16 @@ def read_backend(path: pathlib.Path) -> Any:
     return backend
 
 
+def write_backend(backend: Any, path: pathlib.Path) -> None:
+    """Writes a `tokenizers.Tokenizer` as `tokenizer.json`.
+
+    Raises:
+        OSError: the disk is full or cannot be written. (The library's own `save` raises
+            a bare Exception then.)
+    """
+    path.write_text(backend.to_str(pretty=True), encoding="utf-8")
+
+
 def read_json_object(path: pathlib.Path, missing_ok: bool = False) -> dict[str, Any]:
     """Reads a JSON file that holds an object; {} for a missing one if that is fine.
 

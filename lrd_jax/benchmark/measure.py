@@ -171,10 +171,10 @@ def _decode_figures(
     seconds: list[float],
     rates: list[float],
 ) -> dict[str, Any]:
-    useful = int(outcome.useful_tokens.sum())
+    useful, turns = int(outcome.useful_tokens.sum()), outcome.turns
     return {
         "seconds": spread(seconds),
-        "ms_per_forward": outcome.turns and spread(seconds, 1e3 / outcome.turns),
+        "ms_per_forward": None if turns is None else spread(seconds, 1e3 / turns),
         "forwards_per_prompt": float(outcome.num_forwards.mean()),
         "tokens_per_forward": useful / int(outcome.num_forwards.sum()),
         "tokens_per_second": spread(rates),

@@ -116,8 +116,7 @@ def make_guard(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
             path, mode, flags = args
             writes = any(c in "wax+" for c in mode or "") or bool(flags & _WRITING)
             # Paths below an open folder (`dir_fd`) reach the guard without it.
-            folders_too = not isinstance(path, int) and isdir(path)
-            check_path(event, path, writes=writes or folders_too)
+            check_path(event, path, writes=writes or isdir(path))
             num_writes += writes
         elif event in ("os.listdir", "os.scandir"):
             check_path(event, args[0], writes=False)

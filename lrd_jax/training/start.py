@@ -16,7 +16,7 @@ from lrd_jax.config import ModelConfig
 from lrd_jax.errors import UserError
 from lrd_jax.model import backbone, families
 from lrd_jax.staging import one_line_disk_errors
-from lrd_jax.tokenizer import Tokenizer
+from lrd_jax.tokenizer import Tokenizer, write_backend
 from lrd_jax.training import vocabulary
 from lrd_jax.training.export import copy_tokenizer
 from lrd_jax.training.settings import Recipe
@@ -113,9 +113,7 @@ def from_recipe(recipe: Recipe, seed: int, written: pathlib.Path) -> Start:
     config = recipe.model_config(**vocabulary.special_ids(tokenizer.backend))
 
     def write_tokenizer(dst: pathlib.Path) -> None:
-        # Its own `save` raises a bare Exception where the disk is full.
-        text = tokenizer.backend.to_str(pretty=True)
-        (dst / "tokenizer.json").write_text(text, encoding="utf-8")
+        write_backend(tokenizer.backend, dst / "tokenizer.json")
         settings = vocabulary.NAMED | {"chat_template": vocabulary.CHAT_TEMPLATE}
         text = json.dumps(settings, indent=2) + "\n"
         (dst / "tokenizer_config.json").write_text(text, encoding="utf-8")
