@@ -1,4 +1,4 @@
-"""Slots against static batches of the same size, on one file, in one run.
+"""Slots against static batches of the same size, on the same prompts, in one run.
 
     python tests/measure_slots.py [--ckpt DIR] [--rows 240] [--slots 8] [--repeats 3]
 
