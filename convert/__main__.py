@@ -19,7 +19,8 @@ from lrd_jax.process import exit_code
 from lrd_jax.quantization import kind_of
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ("*.json", "*.safetensors", "*.txt")  # Weights, config and tokenizer.
+# Weights, config and tokenizer.
+_HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,9 @@ class Args:
             checkpoint that this command made, or the name of a built-in one.
         dst: directory to make.
         to: layout of `dst`.
-        dtype: of the weights written; by default that of the source.
-        quantize: int8 writes all weights but the embedding table in int8.
+        dtype: of the weights written; by default bfloat16 if all of the source are,
+            else float32.
+        quantize: int8 writes all matrices but the embedding table in int8.
         quantize_embeddings: write the embedding table in int8, too.
         variant: base or instruct, where the source does not tell.
         overwrite: replace an earlier result at `dst`.
@@ -107,10 +109,15 @@ def _check_paths(args: Args, src: pathlib.Path, dst: pathlib.Path) -> None:
 def _download_hint(args: Args) -> str:
     name = args.src.partition("/")[2]
     includes = " ".join(f'--include "{pattern}"' for pattern in _HUB_FILES)
+    command = ["python", "-m", "convert", "--src", name, "--dst", args.dst]
+    for flag in ("dtype", "quantize", "quantize_embeddings", "variant", "overwrite"):
+        value = getattr(args, flag)
+        if value:
+            command.append(f"--{flag.replace('_', '-')}")
+            command += [] if value is True else [value]
     return (
         f"no such directory: {args.src}; if it is a model of the Hugging Face hub: "
-        f"hf download {args.src} {includes} --local-dir {name} && "
-        f"python -m convert --src {name} --dst {shlex.quote(args.dst)}"
+        f"hf download {args.src} {includes} --local-dir {name} && {shlex.join(command)}"
     )
 
 

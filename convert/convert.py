@@ -71,7 +71,7 @@ def from_hf(
     Args:
         src: directory with config.json and weights.
         dst: directory to make.
-        dtype: of the weights; None for that of the source.
+        dtype: of the weights; None for bfloat16 if all of the source are, else float32.
         variant: whether it is a base or an instruct model; None to tell by `src`.
         quantization: what to write in int8, one of `lrd_jax.quantization.KINDS`.
         overwrite: whether `dst` may replace an earlier checkpoint.
@@ -142,7 +142,9 @@ def read_published_config(src: pathlib.Path) -> ModelConfig:
         published = json.loads(file.read_text(encoding="utf-8"))
     except RecursionError:
         raise UserError(f"{file}: not valid JSON: nested too deeply") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}.") from None
+    except ValueError as error:
         raise UserError(f"{file}: not valid JSON: {error}") from None
     if not isinstance(published, dict):
         raise UserError(f"{file}: expected an object of settings.")
@@ -269,6 +271,11 @@ def to_hf(
 
         published = families.to_published(cfg) | {"torch_dtype": stored.name}
         write_json(folder / "config.json", published)
+        # Dream's published code does not load without it.
+        ids = [f"{name}_token_id" for name in ("bos", "eos", "pad")]
+        generation = {name: published[name] for name in ids if name in published}
+        generation["_from_model_config"] = True
+        write_json(folder / "generation_config.json", generation)
         write_hf_tokenizer(src, folder, cfg)
         shards = plan_shards(looks, stored.itemsize)
         write_shards(folder, shards, _published_tensors(src, table, stored), stored)

@@ -186,10 +186,14 @@ class Source:
 
 @contextlib.contextmanager
 def _named_damage(shard: pathlib.Path) -> Iterator[None]:
-    """Turns any failure to read a shard into a `UserError` that names the shard."""
+    """Turns a failure to read a shard into a `UserError` that names the shard."""
     try:
         yield
+    except MemoryError:
+        raise
     except Exception as error:
+        if isinstance(error, OSError) and error.strerror:  # The system's own.
+            raise UserError(f"{shard}: cannot be read: {error.strerror}.") from None
         reason = first_line(error)
         raise UserError(f"{shard}: truncated or corrupt: {reason}") from None
 
@@ -218,7 +222,9 @@ def _read_index(file: pathlib.Path) -> Index:
         )
         weight_map = dict(content)["weight_map"]
         index = [(str(name), str(shard)) for name, shard in weight_map]
-    except (OSError, ValueError, TypeError, KeyError):
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}.") from None
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise UserError(f"{file}: damaged: no map of tensors to files.") from None
     if not index:
         raise UserError(f"{file}: damaged: its weight_map is empty.")

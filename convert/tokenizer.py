@@ -65,12 +65,16 @@ def normalise_tokenizer(
         if template is None:
             raise UserError(
                 f"{src}: an Instruct model needs a chat template and there is none; "
-                "download tokenizer_config.json or pass --variant base."
+                "download tokenizer_config.json or chat_template.jinja, or pass "
+                "--variant base."
             )
         # A template that cannot be used is better found now than at the first prompt.
         chat.render(template, [{"role": "user", "content": "Hello"}], named)
-    _write_backend(backend, src, dst)
     kept = named if template is None else named | {"chat_template": template}
+    for name, text in kept.items():
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UserError(f"{src}: {name} has half of a surrogate pair: no text.")
+    _write_backend(backend, src, dst)
     _write_json(dst / "tokenizer_config.json", kept)
     return _complete(cfg, backend, found)
 
@@ -148,7 +152,10 @@ def _listed(
 def _check_ids(
     backend: Any, src: pathlib.Path, cfg: ModelConfig, named: dict[str, str]
 ) -> None:
-    token, largest = max(backend.get_vocab().items(), key=lambda item: item[1])
+    vocab = backend.get_vocab()
+    if not vocab:
+        raise UserError(f"{src}: the tokenizer has no tokens.")
+    token, largest = max(vocab.items(), key=lambda item: item[1])
     if largest >= cfg.vocab_size:
         raise UserError(
             f"{src}: the tokenizer's id {largest} ({token!r}) is outside the model's "
@@ -175,9 +182,9 @@ def _chat_template(src: pathlib.Path, config: dict[str, Any]) -> str | None:
     template = config.get("chat_template")
     if isinstance(template, list):
         named = [item for item in template if isinstance(item, dict)]
-        by_name = {item.get("name"): item.get("template") for item in named}
+        by_name = {str(item.get("name")): item.get("template") for item in named}
         if "default" not in by_name:
-            names = ", ".join(map(str, by_name))
+            names = ", ".join(by_name)
             raise UserError(
                 f"{src}: no chat template is named default, there are: {names}."
             )
@@ -296,11 +303,12 @@ def _write_dream_files(
     named: dict[str, str],
     extra: list[str],
 ) -> None:
-    model = read_json_object(src / "tokenizer.json").get("model", {})
-    if model.get("type") != "BPE":
+    content = read_json_object(src / "tokenizer.json")
+    model, before = content.get("model", {}), content.get("pre_tokenizer")
+    if model.get("type") != "BPE" or '"ByteLevel"' not in json.dumps(before):
         raise UserError(
-            f"{src}/tokenizer.json: Dream's tokenizer must be BPE, got "
-            f"{model.get('type')!r}."
+            f"{src}/tokenizer.json: Dream's tokenizer must be byte-level BPE, got "
+            f"{model.get('type')!r} behind {json.dumps(before):.80}."
         )
     _write_json(dst / "vocab.json", model["vocab"])
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]

@@ -78,7 +78,7 @@ def is_export(path: pathlib.Path) -> bool:
     try:
         index = json.loads((path / INDEX_FILE).read_text(encoding="utf-8"))
         return bool(index["metadata"]["made_by"] == _MADE_BY)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

@@ -108,13 +108,18 @@ def restore(
         The parameter tree, see `lrd_jax.model.backbone`.
 
     Raises:
-        UserError: not a checkpoint, a damaged one, or one whose shapes are not those
-            of its config.
+        UserError: not a checkpoint, a damaged one, one whose shapes are not those of
+            its config, or a dtype that the model does not compute in.
         ValueError: a sharding does not divide its leaf.
     """
     path = pathlib.Path(path)
     file = model_file.read(path)
     dtype = jnp.dtype(file.dtype if dtype is None else dtype)
+    if dtype.name not in (*model_file.DTYPES, "float64"):
+        raise UserError(
+            f"`dtype` must be {' or '.join(model_file.DTYPES)}, got {dtype.name}; int8 "
+            'is `quantize="int8"`.'
+        )
     quantization = join(file.quantization, quantization)
     wanted = backbone.abstract_params(file.config, dtype, quantization)
     if shardings is None:

@@ -264,7 +264,9 @@ class DecodeConfig(WindowConfig):
 class BaselineConfig(DecodeConfig):
     """The paper's baseline: the same loop on hard masks, one forward per commit.
 
-    `r_f`, `max_refine_steps` and `tau_decode` are 0 and cannot be set.
+    `r_f`, `max_refine_steps` and `tau_decode` are 0 and cannot be set. `top_p`,
+    `tau_refine`, `kl_criterion`, `kl_patience` and `stop_entropy` then have nothing to
+    act on.
     """
 
     r_f: float = dataclasses.field(default=0.0, init=False)

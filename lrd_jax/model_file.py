@@ -68,7 +68,9 @@ def read(path: pathlib.Path | str) -> ModelFile:
         raise UserError(_why_not_a_checkpoint(path))
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: damaged: {error}") from None
     if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{file}: damaged: it has no format.")
@@ -109,6 +111,8 @@ def _why_not_a_checkpoint(path: pathlib.Path) -> str:
     if not path.exists():
         return f"no such checkpoint: {path}; {wanted}"
     if (path / "config.json").is_file():
+        if path.name in ("", ".."):  # No name to make another of.
+            path = path.resolve()
         src, dst = shlex.quote(str(path)), shlex.quote(f"{path}-lrd")
         return (
             f"{path} is a Hugging Face directory; convert it first: "

@@ -82,8 +82,7 @@ def load(
         path_or_name: the checkpoint's directory, or the name of a model that comes with
             the package; if there is a directory of that name, it is meant. None for
             the built-in model `tiny`.
-        dtype: of the weights. None keeps the stored dtype on accelerators and takes
-            float32 on CPU, where bfloat16 is slower and less exact.
+        dtype: of the weights, bfloat16 or float32; None for `default_dtype`.
         shardings: where the weights go, see `checkpoint.restore`; None for the default
             device.
         quantize: "int8" rounds all matrices but the embedding table to int8, see
@@ -93,8 +92,8 @@ def load(
 
     Raises:
         ValueError: both `shardings` and `mesh` are given.
-        UserError: no such checkpoint, a damaged one, or a Hugging Face directory (the
-            message gives the command that converts it).
+        UserError: no such checkpoint, a damaged one, a Hugging Face directory (the
+            message gives the command that converts it), or another dtype.
     """
     kind = kind_of(quantize, quantize_embeddings)
     if shardings is not None and mesh is not None:
@@ -103,14 +102,23 @@ def load(
     config = checkpoint.read_config(path)
     # Before the weights, which take their time.
     tokenizer = Tokenizer.load(path)
-    if dtype is None and jax.default_backend() == "cpu":
-        dtype = jnp.float32
+    if dtype is None:
+        dtype = default_dtype(path)
     if mesh is not None:
         shardings = sharding.param_shardings(config, mesh)
     params = checkpoint.restore(
         path, dtype=dtype, shardings=shardings, quantization=kind
     )
     return Model(params, families.make_denoiser(config), config, tokenizer)
+
+
+def default_dtype(path: pathlib.Path) -> str:
+    """The stored dtype; float32 on CPU, where bfloat16 is slower and less exact.
+
+    Raises:
+        UserError: not a checkpoint.
+    """
+    return "float32" if jax.default_backend() == "cpu" else checkpoint.read_dtype(path)
 
 
 def _check_input(ids: Array, mask: Array, config: ModelConfig) -> None:

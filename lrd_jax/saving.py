@@ -7,7 +7,7 @@ import ctypes
 import gc
 import hashlib
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from lrd_jax.leaf_buffer import LeafBuffer, Piece, array_slabs, digest
 from lrd_jax.model import backbone
 from lrd_jax.model.int8 import out_axis, quantise
 from lrd_jax.model_file import ModelFile
-from lrd_jax.staging import one_line_disk_errors, staged
+from lrd_jax.staging import first_line, staged
 
 PARAMS_DIR = "params"
 
@@ -58,7 +58,7 @@ def save(
     One leaf is in memory at a time: it is made, written and freed before the next.
 
     Args:
-        path: an existing directory, best one made by `staged`.
+        path: an existing directory made by `staged`, which names its disk errors.
         cfg: the model's config.
         leaves: every leaf of the parameter tree once, in any order: an array, or a
             function that yields the leaf in pieces, each with the position of its
@@ -67,7 +67,7 @@ def save(
         quantization: which matrices to store in int8, one of `quantization.KINDS`.
 
     Raises:
-        UserError: the disk is full or cannot be written.
+        OSError: the disk is full or cannot be written.
         ValueError: a leaf is unknown, missing, incomplete or of another shape.
     """
     from orbax.checkpoint import v1 as ocp  # 0.2 s
@@ -96,7 +96,7 @@ def save(
             del leaf
             while parts:
                 part, array, digests[part] = parts.pop()
-                with one_line_disk_errors(path, ValueError):  # TensorStore's own.
+                with _disk_errors():
                     _to_its_end(ocp.partial.save, path / PARAMS_DIR, nest(part, array))
                 if not given:
                     array.delete()
@@ -105,7 +105,7 @@ def save(
                 release(num_bytes)
         if missing := sorted(wanted.keys() - digests.keys()):
             raise ValueError(f"missing leaves: {missing}")
-        with one_line_disk_errors(path, ValueError):
+        with _disk_errors():
             _to_its_end(ocp.partial.finalize, path / PARAMS_DIR)
             # It names this machine's directories; only object stores need it.
             (path / PARAMS_DIR / "commit_success.txt").unlink(missing_ok=True)
@@ -117,6 +117,15 @@ def save(
             }
             file = ModelFile(cfg, dtype.name, sha256, sizes, quantization)
             model_file.write(path, file)
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    """Turns TensorStore's errors, which are all `ValueError`, into `OSError`."""
+    try:
+        yield
+    except ValueError as error:
+        raise OSError(first_line(error)) from None
 
 
 def _to_its_end(function: Callable[..., None], *args: Any) -> None:

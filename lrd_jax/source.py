@@ -36,23 +36,19 @@ def open_checkpoint(
     Args:
         path: directory of the checkpoint, or a built-in model's name; None for the
             default one.
-        dtype: of the weights; None for `pretrained.load`'s choice.
+        dtype: of the weights; None for `pretrained.default_dtype`.
         quantization: what to round to int8, one of `quantization.KINDS`, or None.
 
     Raises:
         UserError: not a checkpoint.
     """
-    import jax
-
     from lrd_jax import builtin, checkpoint, pretrained
     from lrd_jax.quantization import KINDS, join
     from lrd_jax.tokenizer import Tokenizer
 
     folder = builtin.find(path)
     config = checkpoint.read_config(folder)
-    # What `pretrained.load` makes of None.
-    on_cpu = jax.default_backend() == "cpu"
-    platform = "float32" if on_cpu else checkpoint.read_dtype(folder)
+    dtype = dtype or pretrained.default_dtype(folder)
 
     def load(mesh: Any = None) -> tuple[Any, Any]:
         model = pretrained.load(
@@ -68,7 +64,7 @@ def open_checkpoint(
         config=config,
         tokenizer=Tokenizer.load(folder),
         fingerprint=checkpoint.read_fingerprint(folder),
-        dtype=dtype or platform,
+        dtype=dtype,
         load=load,
         quantization=join(checkpoint.read_quantization(folder), quantization),
     )

@@ -21,7 +21,8 @@ def staged(
     """Gives a directory beside `path` that becomes `path` if the body succeeds.
 
     If the body fails or is interrupted, nothing of it is left, and what was at `path`
-    is as before: the old directory goes only after the new one is in its place.
+    is as before: the old directory goes only after the new one is in its place. What
+    somebody else has put there meanwhile stays, too.
 
     Args:
         path: the directory to make.
@@ -39,21 +40,15 @@ def staged(
         _check_space(path, needed_bytes)
         prefix = f".{path.name}-"
         folder = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
+        new, old = folder / "new", folder / "old"
         try:
-            # mkdtemp makes it private; a directory made the usual way shows the umask.
-            (inner := folder / path.name).mkdir()
-            yield inner
-            if path.exists():
-                path.rename(old := folder / "old")
-                try:
-                    inner.rename(path)
-                except BaseException:
-                    old.rename(path)
-                    raise
-            else:
-                inner.rename(path)
+            new.mkdir()  # mkdtemp's is private; this one is as the umask has it.
+            yield new
+            _check_free(path, overwrite, replaceable)
+            _swap(new, path, old)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if path.exists() or not old.exists():  # Never the only one there is.
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -124,6 +119,18 @@ def _check_free(
     ours = path.is_dir() and not path.is_symlink()
     if not ours or not (replaceable(path) or not any(path.iterdir())):
         raise UserError(f"{path} was not made by this program: not overwriting it.")
+
+
+def _swap(new: pathlib.Path, path: pathlib.Path, old: pathlib.Path) -> None:
+    """Puts `new` in the place of `path`, which becomes `old`; all or nothing of it."""
+    try:
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    except BaseException:  # An interrupt may come right behind the first of the two.
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
 
 
 def _check_space(path: pathlib.Path, needed_bytes: int) -> None:

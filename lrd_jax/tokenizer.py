@@ -136,6 +136,8 @@ def read_json_object(path: pathlib.Path, missing_ok: bool = False) -> dict[str, 
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
+    except RecursionError:
+        raise UserError(f"{path}: not valid JSON: nested too deeply") from None
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON: {chat.one_line(error)}") from None
     if not isinstance(value, dict):

@@ -112,6 +112,9 @@ def test_there_and_back_is_the_identity(tmp_path, family, dtype):
     )
     config = json.loads((back / "config.json").read_text())
     assert config["torch_dtype"] == dtype
+    generation = json.loads((back / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == config["eos_token_id"]
+    assert generation["pad_token_id"] == config["pad_token_id"]
     assert families.from_published(config) == families.from_published(
         json.loads((src / "config.json").read_text())
     )

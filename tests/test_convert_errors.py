@@ -2,6 +2,7 @@
 
 import _thread
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -15,6 +16,8 @@ from safetensors.numpy import load_file, save_file
 
 from convert.__main__ import main
 from lrd_jax import checkpoint
+from lrd_jax.errors import UserError
+from lrd_jax.staging import staged
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 INDEX = "model.safetensors.index.json"
@@ -168,9 +171,15 @@ def test_a_hub_id_gets_the_download_command(tmp_path, refuse):
     assert refuse(src="GSAI-ML/LLaDA-8B-Base") == (
         "no such directory: GSAI-ML/LLaDA-8B-Base; if it is a model of the Hugging "
         'Face hub: hf download GSAI-ML/LLaDA-8B-Base --include "*.json" --include '
-        '"*.safetensors" --include "*.txt" --local-dir LLaDA-8B-Base && python -m '
+        '"*.safetensors" --include "*.txt" --include "*.jinja" --local-dir '
+        "LLaDA-8B-Base && python -m "
         f"convert --src LLaDA-8B-Base --dst {tmp_path / 'dst'}"
     )
+
+
+def test_the_download_command_keeps_the_flags(refuse):
+    message = refuse("--quantize", "int8", "--overwrite", src="a/b")
+    assert message.endswith(" --quantize int8 --overwrite")
 
 
 @pytest.mark.parametrize("dst", ["src", "src/dst", "src/../src/dst", "."])
@@ -208,6 +217,46 @@ def test_only_what_this_program_made_is_overwritten(src, refuse, tmp_path, to):
     for precious in (download, notes, notes / "thesis.tex"):
         message = refuse("--to", to, "--overwrite", src=source, dst=precious)
         assert "was not made by this program" in message
+
+
+@pytest.mark.parametrize("name", ["old", "new"])
+def test_a_destination_of_any_name_is_overwritten(src, tmp_path, name):
+    flags = ["--src", str(src), "--dst", str(tmp_path / name), "--overwrite"]
+    assert main(flags) == main(flags) == 0
+
+
+def test_an_interrupt_between_the_two_renames(tmp_path, monkeypatch):
+    """The old one is out of the way, the new one not yet in its place."""
+    rename, done = os.rename, []
+
+    def interrupted(*paths):
+        rename(*paths)
+        done.append(paths)
+        if len(done) == 1:
+            raise KeyboardInterrupt
+
+    (dst := tmp_path / "dst").mkdir()
+    (dst / "old").write_text("")
+    monkeypatch.setattr(os, "rename", interrupted)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        staged(dst, overwrite=True, replaceable=lambda path: True) as folder,
+    ):
+        (folder / "new").write_text("")
+    assert listing(tmp_path).keys() == {dst, dst / "old"}
+
+
+def test_what_comes_to_the_destination_meanwhile_stays(tmp_path):
+    dst = tmp_path / "dst"
+
+    def body():
+        with staged(dst, overwrite=False, replaceable=lambda path: True):
+            dst.mkdir()
+            (dst / "thesis.tex").write_text("years of work")
+
+    with pytest.raises(UserError, match="give --overwrite to replace it"):
+        body()
+    assert listing(tmp_path).keys() == {dst, dst / "thesis.tex"}
 
 
 def test_an_export_is_overwritten(src, refuse, tmp_path):
@@ -254,12 +303,21 @@ def test_a_full_disk_is_noticed_before_it_is_full(src, refuse, monkeypatch):
     assert "the disk has 1,000 bytes free, 763,648 are needed" in refuse()
 
 
-def test_a_disk_that_fails_while_writing(src, refuse, monkeypatch):
+def test_a_disk_that_fails_while_writing(src, refuse, tmp_path, monkeypatch):
+    from orbax.checkpoint import v1 as orbax
+
     def fail(*args):
         raise OSError(28, "No space left on device")
 
+    def fail_inside(*args):
+        raise ValueError("RESOURCE_EXHAUSTED\nin a stack of files")
+
     monkeypatch.setattr(checkpoint.model_file, "write", fail)
-    assert "cannot be written: No space left on device" in refuse()
+    want = f"{tmp_path / 'dst'}: cannot be written: No space left on device"
+    assert refuse() == want
+    # TensorStore's errors are all of this kind.
+    monkeypatch.setattr(orbax.partial, "save", fail_inside)
+    assert refuse() == f"{tmp_path / 'dst'}: cannot be written: RESOURCE_EXHAUSTED"
 
 
 def test_an_interrupt_leaves_nothing(src, tmp_path, monkeypatch, capsys):

@@ -85,6 +85,12 @@ def test_weights_are_float32_on_cpu_unless_asked(folders, models, params):
     assert asked["embed"].dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("dtype", ["int8", "float16", "bool"])
+def test_a_dtype_that_it_does_not_compute_in_is_refused(folders, dtype):
+    with pytest.raises(UserError, match=f"must be bfloat16 or float32, got {dtype}"):
+        load(folders / "llada", dtype=dtype)
+
+
 def test_weights_go_where_the_shardings_say(folders):
     mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     wanted = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

@@ -348,6 +348,22 @@ def test_eos_ids_of_tuned_models(given, eos_ids):
     assert from_published(DREAM | {"eos_token_id": given}).eos_ids == eos_ids
 
 
+@pytest.mark.parametrize(
+    ("eos_ids", "published"),
+    [
+        ((151643, 151645), 151643),
+        ((151643, 151645, 151662), [151643, 151645, 151662]),
+        ((41, 43), [41, 43]),
+        ((7,), 7),
+    ],
+)
+def test_all_eos_ids_go_back(eos_ids, published):
+    cfg = dataclasses.replace(from_published(DREAM), eos_ids=eos_ids)
+    back = to_published(cfg)
+    assert back["eos_token_id"] == published
+    assert from_published(back).eos_ids == eos_ids
+
+
 def test_the_transformers_installed_saves_what_is_read(tmp_path):
     transformers = pytest.importorskip("transformers")
 

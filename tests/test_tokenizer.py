@@ -1,6 +1,7 @@
 """Tests of convert.tokenizer: published files -> tokenizer.json."""
 
 import dataclasses
+import json
 import pathlib
 import shutil
 
@@ -174,6 +175,37 @@ def test_damaged_bpe_files_are_refused(dream_files, src, dst, name, content):
     (src / name).write_text(content)
     with user_error(str(src)):
         convert.normalise_tokenizer(src, dst, DREAM, "base")
+
+
+def test_a_tokenizer_without_tokens_is_refused(src, dst):
+    standin.write_llada(src, base=SMALL)
+    edit(src / "tokenizer.json", added_tokens=[], post_processor=None)
+    edit(src / "tokenizer.json", model={"type": "BPE", "vocab": {}, "merges": []})
+    edit(src / "tokenizer_config.json", added_tokens_decoder=None)
+    with user_error(str(src), "has no tokens"):
+        convert.normalise_tokenizer(src, dst, TINY, "base")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"bos_token": "\ud800"}, "bos_token has half of a surrogate pair"),
+        ({"chat_template": [{"name": [1], "template": "x"}]}, "named default"),
+    ],
+)
+def test_texts_that_are_none_are_refused(src, dst, changes, named):
+    standin.write_llada(src, base=SMALL)
+    file = src / "tokenizer_config.json"
+    file.write_text(json.dumps(read(file) | changes))
+    with user_error(str(src), named):
+        convert.normalise_tokenizer(src, dst, TINY, "base")
+
+
+def test_a_config_nested_too_deeply_is_refused(src, dst):
+    standin.write_llada(src, base=SMALL)
+    (src / "tokenizer_config.json").write_text("[" * 3000)
+    with user_error("tokenizer_config.json: not valid JSON: nested too deeply"):
+        convert.normalise_tokenizer(src, dst, TINY, "base")
 
 
 def test_downloaded_code_does_not_run(dream_files, src, dst):

@@ -108,10 +108,19 @@ def test_no_tokenizer_to_write_back(src, dst):
     assert not any(dst.iterdir())
 
 
-def test_only_bpe_can_become_dreams(src, dst):
+WORDS = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
+PAIRS = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
+METASPACE = {"type": "Metaspace", "replacement": "_", "prepend_scheme": "always"}
+
+
+@pytest.mark.parametrize(
+    ("model", "before", "named"),
+    [(WORDS, None, "'WordLevel'"), (PAIRS, METASPACE, "Metaspace")],
+)
+def test_only_byte_level_bpe_can_become_dreams(src, dst, model, before, named):
     src.mkdir()
-    words = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
-    standin.write_json(src / "tokenizer.json", {"version": "1.0", "model": words})
-    with user_error("BPE", "'WordLevel'"):
+    content = {"version": "1.0", "model": model, "pre_tokenizer": before}
+    standin.write_json(src / "tokenizer.json", content)
+    with user_error("must be byte-level BPE", named):
         convert.write_hf_tokenizer(src, dst, DREAM)
     assert not any(dst.iterdir())

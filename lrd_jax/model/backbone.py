@@ -124,7 +124,7 @@ def run_blocks(
         key_mask: `[B, T]` True where a position may be attended to.
         cache: keys and values of all T positions; the n rows are written into it and
             attention reads all of it. None attends among the n = T rows.
-        start: `[B]` slot of the first row; None for 0.
+        start: `[B]` slot of the first row; None for 0, with all rows written.
         write: `[B, n]` True at the rows that are written to the cache; None for all.
         unroll: writes the layers out one by one instead of as a loop: longer to
             compile, and the gradient need not stack what it keeps of each layer.

@@ -110,9 +110,10 @@ def write_slots(
     start: Int[Array, " B"] | None,
     write: Bool[Array, "B n"] | None = None,
 ) -> Float[Array, "B T K H"]:
-    """Writes each batch row's `rows` into its slots from `start[b]` on (None for 0).
+    """Writes each batch row's `rows` into its slots from `start[b]` on.
 
-    Where `write` is False the slots stay as they are; None writes all rows.
+    Where `write` is False the slots stay as they are; None writes all rows. None for
+    `start` writes all rows, too, from 0 on.
     """
     rows = rows.astype(slots.dtype)
     if start is None:

@@ -73,7 +73,7 @@ _ROPE = ("rope_parameters", "rope_scaling")
 _SPECIAL = {*_ROPE, "rope_theta", "layer_types", "head_dim", "tie_word_embeddings"}
 # End of text and end of turn in the published vocabularies.
 _ENDS = {"llada": (126081, 126348), "dream": (151643, 151645)}
-# What config.json cannot hold: the tokenizer says it.
+# What config.json cannot hold, or not all of: the tokenizer says it.
 _NOT_PUBLISHED = ("chat", "raw_bos_id", "eos_ids")
 
 
@@ -278,6 +278,13 @@ def _eos_ids(published: Mapping[str, Any], family: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys((*ends, *ids)))
 
 
+def _published_eos(cfg: ModelConfig) -> int | list[int]:
+    """One id, as published files have it, where the reader adds the others."""
+    first = cfg.eos_ids[0]
+    known = _eos_ids({"eos_token_id": first}, cfg.family)
+    return first if set(cfg.eos_ids) <= {*known} else list(cfg.eos_ids)
+
+
 def to_published(cfg: ModelConfig) -> dict[str, Any]:
     """The `config.json` for the published PyTorch code; undoes `from_published`.
 
@@ -314,7 +321,7 @@ def _write_llada(cfg: ModelConfig) -> dict[str, Any]:
         d_model=cfg.d_model,
         embedding_dropout=0.0,
         embedding_size=cfg.vocab_size,
-        eos_token_id=cfg.eos_ids[0],
+        eos_token_id=_published_eos(cfg),
         flash_attention=False,
         include_qkv_bias=cfg.qkv_bias,
         init_cutoff_factor=None,
@@ -351,7 +358,7 @@ def _write_dream(cfg: ModelConfig) -> dict[str, Any]:
             "AutoModel": "modeling_dream.DreamModel",
         },
         bos_token_id=cfg.eos_ids[0],
-        eos_token_id=cfg.eos_ids[0],
+        eos_token_id=_published_eos(cfg),
         hidden_size=cfg.d_model,
         initializer_range=0.02,
         intermediate_size=cfg.mlp_dim,
