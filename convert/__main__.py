@@ -17,6 +17,7 @@ from lrd_jax import builtin
 from lrd_jax.errors import UserError
 from lrd_jax.process import exit_code
 from lrd_jax.quantization import kind_of
+from lrd_jax.settings import check_given_once
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Weights, config and tokenizer.
@@ -59,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
 
     def run() -> int:
-        return _run(tyro.cli(Args, prog="python -m convert", args=argv))
+        words = sys.argv[1:] if argv is None else argv
+        check_given_once(words)
+        return _run(tyro.cli(Args, prog="python -m convert", args=words))
 
     return exit_code(run, lambda: "nothing was written")
 

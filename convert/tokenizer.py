@@ -303,8 +303,8 @@ def _write_dream_files(
     named: dict[str, str],
     extra: list[str],
 ) -> None:
-    content = read_json_object(src / "tokenizer.json")
-    model, before = content.get("model", {}), content.get("pre_tokenizer")
+    whole = read_json_object(src / "tokenizer.json")
+    model, before = whole.get("model", {}), whole.get("pre_tokenizer")
     if model.get("type") != "BPE" or '"ByteLevel"' not in json.dumps(before):
         raise UserError(
             f"{src}/tokenizer.json: Dream's tokenizer must be byte-level BPE, got "

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from lrd_jax.config import DecodeConfig, ModelConfig
-from lrd_jax.process import exit_code, say
-from lrd_jax.settings import check
+from lrd_jax.process import exit_code, memory_errors, say
+from lrd_jax.settings import check, check_given_once, check_rows
 from lrd_jax.shapes import SHAPES
 
 # Modules that import JAX are imported in the functions that use them.
@@ -74,6 +74,7 @@ def parse(argv: Sequence[str]) -> Flags:
         UserError: a mistake that tyro cannot see.
         SystemExit: after `--help` (0) and after tyro's own messages (2).
     """
+    check_given_once(argv)
     flags = tyro.cli(Flags, prog="python -m lrd_jax.aot", args=list(argv))
     check(len(flags.models) > 0, "--models", flags.models, "at least one name")
     for name in flags.models:
@@ -85,7 +86,7 @@ def parse(argv: Sequence[str]) -> Flags:
             flags.prompt,
             f"1 to {longest}, the context of {name} less `--gen-length`",
         )
-    check(flags.batch_size >= 1, "--batch-size", flags.batch_size, "at least 1")
+    check_rows(flags.batch_size, flags.prompt + flags.gen_length)
     _decode_configs(flags)
     return flags
 
@@ -213,11 +214,13 @@ def _run(flags: Flags) -> int:
     print(f"{'model':10} {'block':>6} {'weights':>8} {'temporaries':>12}", flush=True)
     for name in flags.models:
         for cfg in _decode_configs(flags):
-            memory = decode_memory(
-                SHAPES[name], cfg, device, flags.batch_size, flags.prompt
-            )
+            block = cfg.block_length or cfg.gen_length
+            with memory_errors(f"for {name} with blocks of {block}: give less"):
+                memory = decode_memory(
+                    SHAPES[name], cfg, device, flags.batch_size, flags.prompt
+                )
             print(
-                f"{name:10} {cfg.block_length or cfg.gen_length:6} "
+                f"{name:10} {block:6} "
                 f"{memory.weights / GIB:8.2f} {memory.temporaries / GIB:12.3f}",
                 flush=True,
             )

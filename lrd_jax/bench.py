@@ -15,7 +15,7 @@ from typing import Any
 from lrd_jax.benchmark.request import Request, parse
 from lrd_jax.benchmark.table import tables
 from lrd_jax.errors import UserError
-from lrd_jax.process import exit_code, leave, say
+from lrd_jax.process import exit_code, leave, memory_errors, say
 from lrd_jax.staging import write_atomically
 
 # Modules that import JAX are imported in the functions that use them.
@@ -49,23 +49,28 @@ def _run(request: Request) -> int:
             "versions": {name: importlib.metadata.version(name) for name in libraries},
         }
     }
-    if request.sweep:
-        from lrd_jax.benchmark.sweep import measure_sweep
-
-        report["sweep"] = measure_sweep(request)
-    else:
-        from lrd_jax.benchmark.measure import measure
-        from lrd_jax.benchmark.subject import make_subject
-
-        subject = make_subject(request)
-        report["settings"]["prompt"] = subject.batches[0].ids.shape[1]
-        report |= measure(request, subject)
+    with memory_errors("for this: give a smaller `--batch-size` or `--gen-length`"):
+        report |= _measured(request, report["settings"])
     print(tables(report), end="")
     if flags.output is not None:
         text = json.dumps(report, indent=1) + "\n"
         write_atomically(pathlib.Path(flags.output), text)
         say(f"all figures: {flags.output}")
     return 0
+
+
+def _measured(request: Request, settings: dict[str, Any]) -> dict[str, Any]:
+    """The figures; completes `settings` by the prompts' length."""
+    if request.sweep:
+        from lrd_jax.benchmark.sweep import measure_sweep
+
+        return {"sweep": measure_sweep(request)}
+    from lrd_jax.benchmark.measure import measure
+    from lrd_jax.benchmark.subject import make_subject
+
+    subject = make_subject(request)
+    settings["prompt"] = subject.batches[0].ids.shape[1]
+    return measure(request, subject)
 
 
 def _num_cores() -> int:

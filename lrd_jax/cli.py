@@ -6,7 +6,6 @@ Imports neither JAX nor a model, so that `--help` and mistakes are answered at o
 import dataclasses
 import os
 import pathlib
-import re
 import typing
 from collections.abc import Sequence
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -19,7 +18,13 @@ from lrd_jax.errors import UserError
 from lrd_jax.mesh_shape import parse_mesh
 from lrd_jax.processes import Meeting, parse_meeting
 from lrd_jax.quantization import kind_of
-from lrd_jax.settings import build, field_names, read_toml, unknown_name
+from lrd_jax.settings import (
+    build,
+    check_given_once,
+    field_names,
+    read_toml,
+    unknown_name,
+)
 
 PROG = "python -m lrd_jax.generate"
 MAX_SEED = 2**32 - 1  # What `jax.random.key` takes without 64-bit integers.
@@ -147,7 +152,7 @@ def parse(argv: Sequence[str]) -> Request:
         UserError: a mistake that tyro cannot see.
         SystemExit: after `--help` (0) and after tyro's own messages (2).
     """
-    _check_given_once(argv)
+    check_given_once(argv, repeatable=("--prompt",))
     config = last_value(argv, "--config")
     if config is None:
         config = builtin.config_of(last_value(argv, "--ckpt"))
@@ -207,19 +212,6 @@ def _check_request(request: Request) -> None:
         raise UserError(f"`--seed` must be in [0, {MAX_SEED}], got {request.seed}.")
     if request.mesh is not None:
         parse_mesh(request.mesh)
-
-
-def _check_given_once(argv: Sequence[str]) -> None:
-    """Raises a `UserError` for a flag whose first value would be dropped in silence."""
-    seen = set()
-    for word in argv:
-        match = re.fullmatch(r"(--[a-z][\w.-]*)(=.*)?", word, re.DOTALL)
-        if match is None:
-            continue
-        flag = match[1].replace("_", "-")
-        if flag in seen and flag != "--prompt":
-            raise UserError(f"`{flag}` is given twice: leave one of them out.")
-        seen.add(flag)
 
 
 def last_value(argv: Sequence[str], flag: str) -> str | None:

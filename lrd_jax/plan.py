@@ -22,7 +22,7 @@ from lrd_jax.hardware import DEVICES, GIB, USABLE
 from lrd_jax.mesh_shape import MeshShape, parse_mesh
 from lrd_jax.process import exit_code
 from lrd_jax.quantization import join, kind_of
-from lrd_jax.settings import check
+from lrd_jax.settings import check, check_given_once, check_rows
 from lrd_jax.shapes import SHAPES
 
 # Modules that import JAX are imported in the functions that use them.
@@ -100,9 +100,9 @@ def parse(argv: Sequence[str]) -> Request:
         UserError: a mistake that tyro cannot see.
         SystemExit: after `--help` (0) and after tyro's own messages (2).
     """
+    check_given_once(argv)
     flags = tyro.cli(Flags, prog="python -m lrd_jax.plan", args=list(argv))
     model, stored = find_model(flags.model)
-    check(flags.batch_size >= 1, "--batch-size", flags.batch_size, "at least 1")
     cfg = DecodeConfig(
         gen_length=flags.gen_length,
         block_length=flags.block_length,
@@ -118,6 +118,7 @@ def parse(argv: Sequence[str]) -> Request:
     longest = model.max_length - flags.gen_length
     expected = f"1 to {longest}, {context} less `--gen-length`"
     check(1 <= flags.prompt <= longest, "--prompt", flags.prompt, expected)
+    check_rows(flags.batch_size, flags.prompt + flags.gen_length)
     return Request(flags, model, mesh, cfg, kind)
 
 

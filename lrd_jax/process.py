@@ -1,9 +1,10 @@
 """How a command ends: its exit code and its last words."""
 
+import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from lrd_jax.errors import UserError
@@ -43,6 +44,23 @@ def exit_code(run: Callable[[], int], on_interrupt: Callable[[], str]) -> int:
         # What is open already has no name here.
         say(f"error: {error.filename or 'the output'}: {error.strerror or error}")
         return 2
+
+
+@contextlib.contextmanager
+def memory_errors(hint: str) -> Iterator[None]:
+    """Turns a device's lack of memory into a `UserError`.
+
+    Args:
+        hint: for what it has too little, and what to give instead.
+    """
+    import jax
+
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(f"the device has too little memory {hint}.") from None
 
 
 def _replace_closed() -> None:

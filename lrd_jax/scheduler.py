@@ -5,7 +5,6 @@ that runs is always the one of the oldest row that is not done, so that results 
 handed over in the order of the rows without many of them being held back.
 """
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from lrd_jax.batches import Row, stack
 from lrd_jax.config import ModelConfig
 from lrd_jax.decode.slots import Slots
 from lrd_jax.decode.state import DecodeResult, DecodeState, StopReason
-from lrd_jax.errors import UserError
+from lrd_jax.process import memory_errors
 from lrd_jax.text import bucket
 
 # How far ahead of the oldest row that is not done others may begin, in rows per slot.
@@ -138,25 +137,6 @@ def _row_keys(key_data: Array, lines: Array) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, lines)
 
 
-@contextlib.contextmanager
-def memory_errors(rows: int, length: int) -> Iterator[None]:
-    """Turns a device's lack of memory into a `UserError`.
-
-    Args:
-        rows: decoded together.
-        length: of their prompts, padded.
-    """
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(
-            f"the device has too little memory for {rows} rows of {length} prompt "
-            "tokens: give a smaller `--batch-size` or gen_length."
-        ) from None
-
-
 class Scheduler:
     """Decodes any number of rows, compiling once for each padded length.
 
@@ -235,7 +215,11 @@ class Scheduler:
             waiting = [index for index in window if index not in begun]
             new = pool.take(waiting, lengths)
             begun.update(pool.live)
-            with memory_errors(self._num_slots, pool.length):
+            hint = (
+                f"for {self._num_slots} rows of {pool.length} prompt tokens: give a "
+                "smaller `--batch-size` or gen_length"
+            )
+            with memory_errors(hint):
                 started, result = self._launch(pool, new, rows)
                 yield from ready
                 result = jax.device_get(result)

@@ -5,14 +5,17 @@ import difflib
 import math
 import os
 import pathlib
+import re
 import tomllib
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 from lrd_jax.errors import UserError
 
 ConfigT = TypeVar("ConfigT")
+
 MAX_INT = 2**31 - 1  # JAX takes no larger one without 64-bit integers.
 
 
@@ -20,6 +23,31 @@ def check(ok: bool, name: str, value: object, expected: str) -> None:
     """Raises a one-line `UserError` that names the setting unless `ok`."""
     if not ok:
         raise UserError(f"`{name}` must be {expected}, got {value!r}.")
+
+
+def check_given_once(argv: Sequence[str], repeatable: Sequence[str] = ()) -> None:
+    """Raises a `UserError` for a flag whose first value would be dropped in silence.
+
+    Args:
+        argv: the words of a command line.
+        repeatable: flags all of whose values count.
+    """
+    seen = set()
+    for word in argv:
+        match = re.fullmatch(r"(--[a-z][\w.-]*)(=.*)?", word, re.DOTALL)
+        if match is None:
+            continue
+        flag = match[1].replace("_", "-")
+        if flag in seen and flag not in repeatable:
+            raise UserError(f"`{flag}` is given twice: leave one of them out.")
+        seen.add(flag)
+
+
+def check_rows(batch_size: int, length: int) -> None:
+    """Raises a `UserError` unless JAX can count the positions of such a batch."""
+    most = MAX_INT // length
+    expected = f"1 to {most}, rows of {length} positions"
+    check(1 <= batch_size <= most, "--batch-size", batch_size, expected)
 
 
 def _matches(value: object, kind: Any) -> bool:

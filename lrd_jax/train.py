@@ -22,7 +22,13 @@ from lrd_jax.cli import (
 )
 from lrd_jax.errors import UserError
 from lrd_jax.process import exit_code, say
-from lrd_jax.settings import build, field_names, plain, unknown_name
+from lrd_jax.settings import (
+    build,
+    check_given_once,
+    field_names,
+    plain,
+    unknown_name,
+)
 from lrd_jax.training.mixture import task_weights
 from lrd_jax.training.settings import (
     Recipe,
@@ -102,6 +108,7 @@ def parse(argv: Sequence[str]) -> Request:
         UserError: a mistake that tyro cannot see.
         SystemExit: after `--help` (0) and after tyro's own messages (2).
     """
+    check_given_once(argv)
     config = last_value(argv, "--config")
     recipe = NO_RECIPE if config is None else read_recipe(config)
     known = field_names(TrainConfig)

@@ -122,6 +122,18 @@ def test_without_libtpu_it_is_skipped_with_a_code_of_its_own(monkeypatch, capsys
     assert "lrd_jax[tpu-aot]" in err
 
 
+def test_what_does_not_fit_is_said_in_one_line(monkeypatch, capsys):
+    def refuse(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: hbm\nand a table")
+
+    monkeypatch.setattr(aot, "tpu_chip", lambda chip: chip)
+    monkeypatch.setattr(aot, "decode_memory", refuse)
+    assert aot.main(["--models", "llada-8b"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: the device has too little memory for llada-8b with ")
+    assert err.count("\n") == 1
+
+
 def test_a_decode_compiles_for_a_tpu_chip():
     pytest.importorskip("libtpu", reason="the extra tpu-aot is not installed")
     device = aot.tpu_chip("v5p")

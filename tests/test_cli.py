@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from lrd_jax import builtin, plan
+from convert.__main__ import main as convert_main
+from lrd_jax import aot, bench, builtin, evaluate, generate, plan, train
 from lrd_jax.cli import MAX_SEED, parse
 from lrd_jax.config import (
     METHODS,
@@ -401,6 +402,40 @@ def in_shell(command, module, *words):
     """Runs a command in a shell that does to its streams what `command` says."""
     script = command.format(shlex.join([sys.executable, "-m", module, *words]))
     return subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+
+
+GIVEN_TWICE = {
+    generate.main: "--input a --input b",
+    evaluate.main: "--tasks lists --tasks=code",
+    train.main: "--data a.jsonl --data b.jsonl",
+    bench.main: "--batch-size 1 --batch_size 2",
+    plan.main: "--device a100 --device h100",
+    aot.main: "--chip v5p --chip v5e",
+    convert_main: "--src a --src b",
+}
+
+
+@pytest.mark.parametrize(("main", "words"), GIVEN_TWICE.items())
+def test_a_flag_given_twice_is_refused(main, words, capsys):
+    assert main(words.split()) == 2
+    flag = words.split()[0]
+    assert capsys.readouterr().err == (
+        f"error: `{flag}` is given twice: leave one of them out.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        (plan.main, "--model tiny --device a100 --prompt 8 --gen-length 32"),
+        (bench.main, "--model llada-100m --no-decode --prompt 8 --gen-length 32"),
+    ],
+)
+def test_more_rows_than_can_be_counted(main, words, capsys):
+    assert main([*words.split(), "--batch-size", "99999999999"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: `--batch-size` must be 1 to 53687091, rows of 40")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("module", COMMANDS)

@@ -11,6 +11,7 @@ import time
 
 import jax
 import pytest
+from flags import with_flags
 from toy_evaluate import TOYS, run_toy
 from toy_run import toy_config, toy_make_decode_fn, toy_source
 from train_toy import quick_compile as quick_compile
@@ -183,7 +184,8 @@ def test_nonfinite_rows_are_named_and_the_exit_code_is_1(capsys, monkeypatch, tm
 
     task = TOYS["single"].__class__(**(vars(TOYS["single"]) | {"generate": poison}))
     monkeypatch.setitem(tasks.TASKS, "single", task)
-    flags = [*SHORT, "--methods", "lrd", "--n", 1, "--tasks", "single"]
+    one = ("--methods", "lrd", "--n", 1, "--tasks", "single")
+    flags = with_flags(SHORT, one)
     for _ in range(2):  # Also when there is nothing left to do.
         assert run_toy([*flags, "--output", tmp_path]) == 1
         assert "for id single/0 (lrd); those" in capsys.readouterr().err
@@ -240,7 +242,7 @@ def test_a_complete_run_loads_no_weights(tmp_path):
     assert run_toy(flags, load=load) == 0
     assert report(tmp_path) == before
     # A further method does what it lacks only, and the table has both.
-    assert run_toy([*flags, "--methods", "baseline,lrd,dream"]) == 0
+    assert run_toy(with_flags(flags, ("--methods", "baseline,lrd,dream"))) == 0
     assert list(report(tmp_path)["methods"]) == ["baseline", "lrd", "dream"]
     assert report(tmp_path)["methods"]["lrd"] == before["methods"]["lrd"]
 
@@ -280,8 +282,8 @@ def test_other_settings_are_refused(flags, named, tmp_path, capsys):
     capsys.readouterr()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     # Refused before the first method is run, although only the second is in the way.
-    words = [*SHORT, "--methods", "dream,lrd", *flags, "--output", tmp_path]
-    assert run_toy(words) == 2
+    words = [*SHORT, "--methods", "dream,lrd", "--output", tmp_path]
+    assert run_toy(with_flags(words, flags)) == 2
     assert named in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -445,7 +447,8 @@ def test_what_the_model_cannot_do(tmp_path, capsys):
     out = ("--output", str(tmp_path / "out"))
     assert run_toy([*SHORT, *PAIR, *out], tokenizer=False) == 2
     assert "no tokenizer.json" in capsys.readouterr().err
-    message = error_of(capsys, *SHORT, *PAIR, *out, "--gen-length", "90")
+    longer = with_flags([*SHORT, *PAIR, *out], ("--gen-length", "90"))
+    message = error_of(capsys, *longer)
     assert "more than the model's context of 96" in message
     assert not (tmp_path / "out").exists()
 
@@ -470,7 +473,8 @@ def test_a_stream_that_ends_early_gives_what_there_is(monkeypatch, tmp_path):
 
     task = TOYS["single"].__class__(**(vars(TOYS["single"]) | {"generate": few}))
     monkeypatch.setitem(tasks.TASKS, "single", task)
-    flags = [*SHORT, "--methods", "lrd", "--n", 30, "--tasks", "single"]
+    many = ("--methods", "lrd", "--n", 30, "--tasks", "single")
+    flags = with_flags(SHORT, many)
     assert run_toy([*flags, "--output", tmp_path]) == 0
     there = len(list(tasks.instances(task, "test", 0)))
     assert 0 < there < 20

@@ -193,6 +193,9 @@ def test_the_commands_ask_for_it(saved):
     ):
         assert main([*argv, "--quantize", "int8"], open_source=spy) == 2
         assert asked.pop() == (None, None, "int8")
+        more = "--ckpt C --dtype bfloat16 --quantize int8 --quantize-embeddings"
+        assert main([*argv, *more.split()], open_source=spy) == 2
+        assert asked.pop() == ("C", "bfloat16", KINDS[1])
     source = open_checkpoint(str(saved), None, KINDS[0])
     assert source.quantization == "int8"
     _, params = source.load()

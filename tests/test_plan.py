@@ -215,7 +215,10 @@ def test_a_checkpoint_in_float32_is_refused(monkeypatch, capsys):
             "`--gen-length` must be below 256, the context",
         ),
         ("--model tiny --gen-length 64 --prompt 0", "`--prompt` must be 1 to"),
-        ("--model tiny --batch-size 0", "`--batch-size` must be at least 1, got 0."),
+        (
+            "--model tiny --gen-length 64 --prompt 8 --batch-size 0",
+            "`--batch-size` must be 1 to 29826161, rows of 72 positions, got 0.",
+        ),
         ("--model tiny --mesh x=2", "`--mesh` must be"),
         ("--model tiny --tokens-per-forward 0", "`--tokens-per-forward` must be"),
         ("--model tiny --quantize-embeddings", "give both"),

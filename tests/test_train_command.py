@@ -24,6 +24,7 @@ from lrd_jax.train import main
 from lrd_jax.training import data as data_module
 from lrd_jax.training import plot, rundir, vocabulary
 from lrd_jax.training import start as start_module
+from tests.flags import with_flags
 from tests.train_toy import (
     FLAGS,
     copy_lines,
@@ -107,7 +108,7 @@ def start(tmp_path_factory):
 
 
 def run(out, start, *flags):
-    return main(["--out", str(out), *start, *flags])
+    return main(with_flags(["--out", str(out), *start], flags))
 
 
 @pytest.fixture(scope="module")
@@ -177,18 +178,21 @@ def test_lines_behind_the_checkpoint_are_written_again_once(
     assert curve(out) == curve(whole)
 
 
-def test_killed_and_started_again_it_is_the_same_run(whole, start, tmp_path):
+def test_killed_and_started_again_it_is_the_same_run(whole, start, tmp_path, capsys):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "lrd_jax.train", "--out", str(out), *start]
     process = subprocess.Popen(
         [*command, "--train.save-seconds", "1e-9"], stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
-    while not (out / "checkpoints" / "4").is_dir() and time.monotonic() < deadline:
+    while not (out / "checkpoints" / "4").is_dir():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert run(out, start) == 0
+    assert "steps are done already" in capsys.readouterr().err
     assert curve(out) == curve(whole)
     assert same_weights(out / "export", whole / "export")
 

@@ -148,10 +148,27 @@ def test_pools_save_padding(model, tokenizer):
 def test_problems_that_never_fit_are_said_to(model, tokenizer):
     phases = (Phase(fraction=1.0, weights={"sudoku": 1.0}, windows=(8, 16)),)
     with user_error("sudoku", "20 tokens", "shortest window, 8"):
-        make(model, tokenizer, phases).batch(0)
+        make(model, tokenizer, phases)
     small = dataclasses.replace(model, max_length=45)
     with user_error("in a row do not fit", "model's context, 45"):
-        make(small, tokenizer, PHASES[1:]).batch(39)
+        make(small, tokenizer, PHASES[1:])
+
+
+def test_problems_of_a_later_phase_that_never_fit_are_said_to_at_once(model, tokenizer):
+    phases = (
+        Phase(fraction=0.9, weights={"copy": 1.0}, windows=(64,)),
+        Phase(fraction=0.1, weights={"copy": 1.0, "sudoku": 0.01}, windows=(16,)),
+    )
+    with user_error("sudoku", "20 tokens", "shortest window, 16"):
+        make(model, tokenizer, phases)
+
+
+def test_answers_of_a_chat_model_end_as_its_own(model, tokenizer):
+    tuned = dataclasses.replace(model, chat=True, eos_ids=(7, 8))
+    batch = make(tuned, tokenizer).batch(0)
+    for row in np.asarray(batch.response_ids):
+        kept = row[: np.flatnonzero(row != tuned.pad_id)[-1] + 1]
+        assert list(kept[-2:]) == [8, 7]
 
 
 def test_tasks_need_a_tokenizer(model):

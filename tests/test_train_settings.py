@@ -116,8 +116,8 @@ def test_adam_beside_muon_only(tmp_path):
     [
         ("[model]", "[modle]", ("'modle'", "model")),
         ("size = 300", "sise = 300", ("[vocabulary]", "'sise'", "size")),
-        ("size = 300", "size = 200", ("[vocabulary]", "size", "at least 258")),
-        ("size = 300", 'size = 300\ndigits = "pairs"', ("at least 358",)),
+        ("size = 300", "size = 200", ("[vocabulary]", "size", "at least 260")),
+        ("size = 300", 'size = 300\ndigits = "pairs"', ("at least 360",)),
         ("windows = [4]", "window = [4]", ("[[phase]] 2", "'window'", "windows")),
         ("windows = [4]", "windows = [0]", ("[[phase]] 2", "windows")),
         ("windows = [4]", "batch_size = 0", ("[[phase]] 2", "batch_size")),
@@ -147,11 +147,8 @@ def test_the_vocabulary_decides_its_ids(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (
-            "--out O --train.steps 200 --train.batch-size 2 --train.windows 8",
-            "[[phase]]",
-        ),
-        ("--out O --data D --train.steps 200", "--init"),
+        ("--out O", "[[phase]]"),
+        ("--out O --data D", "--init"),
         ("--config nowhere.toml --out O", "no config file"),
     ],
 )

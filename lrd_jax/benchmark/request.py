@@ -18,7 +18,13 @@ from lrd_jax.config import BaselineConfig, LladaConfig, ModelConfig
 from lrd_jax.errors import UserError
 from lrd_jax.evaluation.methods import Entries, Method, choose, read_entries
 from lrd_jax.evaluation.request import find_members
-from lrd_jax.settings import build, check, read_toml
+from lrd_jax.settings import (
+    build,
+    check,
+    check_given_once,
+    check_rows,
+    read_toml,
+)
 from lrd_jax.shapes import BENCHMARK_SHAPES
 from lrd_jax.staging import check_new_file
 from lrd_jax.tasks import Task
@@ -119,6 +125,7 @@ def parse(argv: Sequence[str]) -> Request:
         UserError: a mistake that tyro cannot see.
         SystemExit: after `--help` (0) and after tyro's own messages (2).
     """
+    check_given_once(argv, repeatable=("--sweep",))
     flags = tyro.cli(
         Flags,
         prog=PROG,
@@ -157,6 +164,7 @@ def _check_numbers(flags: Flags) -> None:
     for name in ("batch_size", "prompt", "gen_length", "repeats"):
         value = getattr(flags, name)
         check(value >= 1, f"--{name.replace('_', '-')}", value, "at least 1")
+    check_rows(flags.batch_size, flags.prompt + flags.gen_length)
     if flags.n is not None:
         even = flags.n >= 1 and flags.n % flags.batch_size == 0
         multiple = f"a multiple of `--batch-size` {flags.batch_size}"

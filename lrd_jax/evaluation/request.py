@@ -31,6 +31,7 @@ from lrd_jax.evaluation.methods import (
 from lrd_jax.mesh_shape import parse_mesh
 from lrd_jax.processes import Meeting, parse_meeting
 from lrd_jax.quantization import kind_of
+from lrd_jax.settings import check_given_once
 from lrd_jax.tasks import Task, named
 
 
@@ -131,6 +132,7 @@ def parse(argv: Sequence[str]) -> Request:
         UserError: a mistake that tyro cannot see.
         SystemExit: after `--help` (0) and after tyro's own messages (2).
     """
+    check_given_once(argv)
     flags = tyro.cli(
         Flags,
         prog="python -m lrd_jax.evaluate",

@@ -137,7 +137,7 @@ def data_from_tasks(
     """The training split of the tasks, mixed phase by phase.
 
     Raises:
-        UserError: an unknown task, or no tokenizer.
+        UserError: an unknown task, one whose problems fit no window, or no tokenizer.
     """
     if tokenizer is None:
         raise UserError(
@@ -150,6 +150,7 @@ def data_from_tasks(
     for number, (phase, share) in enumerate(zip(phases, shares, strict=True)):
         windows = phase.windows or cfg.windows
         source = _TaskSource(share, groups, model, tokenizer, windows)
+        source.check((cfg.seed, number))
         stretches.append(
             Stretch(
                 start=round(passed * cfg.steps),
@@ -172,23 +173,30 @@ class _TaskSource:
     tokenizer: Tokenizer
     windows: tuple[int, ...]
 
+    def check(self, seed: tuple[int, int]) -> None:
+        """Raises a `UserError` for a task at which the run would stop, hours on."""
+        for stream in self._streams(seed, pool=0):
+            next(stream)
+
     def draw(self, seed: tuple[int, int], pool: int, count: int) -> list[Example]:
         names = list(self.shares)
-        # Each pool has streams of its own, so that none depends on those before it.
-        own_seed = ((seed[0] * 1000 + seed[1]) << 40) + pool
-        streams = [self._examples(TASKS[name], own_seed) for name in names]
+        streams = self._streams(seed, pool)
         picks = _rng(*seed, pool).choice(
             len(names), size=count, p=list(self.shares.values())
         )
         return [next(streams[i]) for i in picks]
 
+    def _streams(self, seed: tuple[int, int], pool: int) -> list[Iterator[Example]]:
+        # Each pool has streams of its own, so that none depends on those before it.
+        own_seed = ((seed[0] * 1000 + seed[1]) << 40) + pool
+        return [self._examples(TASKS[name], own_seed) for name in self.shares]
+
     def _examples(self, task: Task, seed: int) -> Iterator[Example]:
         group, misfits = self.groups.index(task.family), 0
         for problem in instances(task, "train", seed):
             prompt = encode_prompt(self.tokenizer, self.model, prompt=problem.prompt)
-            response = self.tokenizer.encode(problem.answer)
-            # The end of the text is part of the answer, whatever the window.
-            why = misfit(len(prompt), len(response) + 1, self.windows, self.model)
+            response = with_end(self.tokenizer.encode(problem.answer), self.model)
+            why = misfit(len(prompt), len(response), self.windows, self.model)
             if why is None:
                 misfits = 0
                 yield Example(prompt, response, group)
@@ -197,6 +205,12 @@ class _TaskSource:
                     f"task {task.name}: {misfits} problems in a row do not fit; the "
                     f"last one's {why}."
                 )
+
+
+def with_end(response: Sequence[int], model: ModelConfig) -> list[int]:
+    """The ids of an answer with the end that the model's own answers have."""
+    end_of_turn = model.eos_ids[1:2] if model.chat else ()
+    return [*response, *end_of_turn, model.eos_ids[0]]
 
 
 def misfit(

@@ -11,7 +11,7 @@ from lrd_jax.errors import UserError
 from lrd_jax.jobs import unique_keys
 from lrd_jax.text import check_ids, encode_prompt
 from lrd_jax.tokenizer import Tokenizer
-from lrd_jax.training.data import Example, misfit
+from lrd_jax.training.data import Example, misfit, with_end
 
 PROMPTS = ("prompt", "messages", "prompt_ids")
 RESPONSES = ("response", "response_ids")
@@ -131,5 +131,4 @@ def _encode_response(
     ids = tokenizer.encode(text)
     if cfg.mask_id in ids:
         raise UserError("the response holds the mask token, never to be predicted.")
-    end_of_turn = list(cfg.eos_ids[1:2]) if cfg.chat else []
-    return [*ids, *end_of_turn, cfg.eos_ids[0]]
+    return with_end(ids, cfg)

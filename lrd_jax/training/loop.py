@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from lrd_jax.base import Denoiser, Params
 from lrd_jax.errors import UserError
+from lrd_jax.process import memory_errors
 from lrd_jax.training.data import Data
 from lrd_jax.training.optimiser import learning_rate, make_optimiser
 from lrd_jax.training.rundir import RunDir
@@ -88,6 +89,10 @@ def train(run: Run, state: TrainState, seconds: float) -> TrainState:
     first = int(state.step)
     folder.remove_unfinished()
     folder.cut_log(first)
+    hint = (
+        "to train this model: give a smaller `--train.batch-size` or shorter "
+        "`--train.windows`"
+    )
     began = saved = logged = time.monotonic()
     tokens = 0
     with tqdm(
@@ -95,7 +100,8 @@ def train(run: Run, state: TrainState, seconds: float) -> TrainState:
     ) as bar:
         for step in range(first, cfg.steps):
             batch = run.data.batch(step)
-            state = step_fns[is_soft(cfg, step)](state, batch)
+            with memory_errors(hint):
+                state = step_fns[is_soft(cfg, step)](state, batch)
             tokens += batch.prompt_ids.size + batch.response_ids.size
             bar.update()
             done = step + 1

@@ -163,7 +163,8 @@ class VocabularyConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        least = 258 if self.digits == "single" else 358
+        # All bytes and the special tokens, and the numbers of two digits.
+        least = 260 if self.digits == "single" else 360
         check(self.size >= least, "size", self.size, f"at least {least}")
 
 
