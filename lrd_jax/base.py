@@ -20,6 +20,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from lrd_jax.errors import UserError as UserError
@@ -128,7 +129,7 @@ class Denoiser:
         pad_id: what fills the window behind the end of the text.
         vocab_size: V.
         lead: rows that a window call passes ahead of its window (1 for Dream).
-        max_length: longest prompt + window, in real tokens.
+        max_length: longest prompt + window, of which the padding of a prompt counts.
     """
 
     embed: EmbedFn
@@ -144,7 +145,28 @@ class Denoiser:
     max_length: int
 
 
-def row_keys(key: Array, batch: int) -> Key[Array, " B"]:
+def check_arrays(prompt_ids: Any, prompt_mask: Any, open_mask: Any = None) -> None:
+    """Raises `ValueError` unless they are ids and masks of one shape; works traced."""
+    arrays = dict(prompt_ids=prompt_ids, prompt_mask=prompt_mask, open_mask=open_mask)
+    for name, array in arrays.items():
+        if not hasattr(array, "shape") and (array is not None or name != "open_mask"):
+            raise ValueError(f"`{name}` must be an array, got {type(array).__name__}.")
+    shape = prompt_ids.shape
+    if len(shape) != 2 or not jnp.issubdtype(prompt_ids.dtype, jnp.integer):
+        raise ValueError(
+            f"`prompt_ids` must be integers [B, P], got {prompt_ids.dtype} {shape}."
+        )
+    if 0 in shape:
+        raise ValueError(f"`prompt_ids` must not be empty, got shape {shape}.")
+    for name, mask in (("prompt_mask", prompt_mask), ("open_mask", open_mask)):
+        if mask is not None and (mask.shape != shape or mask.dtype != jnp.bool_):
+            raise ValueError(
+                f"`{name}` must be booleans of shape {shape} like `prompt_ids`, got "
+                f"{mask.dtype} {mask.shape}."
+            )
+
+
+def row_keys(key: ArrayLike, batch: int) -> Key[Array, " B"]:
     """One key a row, from one key (row r folds in r) or from one key per row.
 
     Accepts new-style keys and raw uint32 ones.
@@ -152,13 +174,19 @@ def row_keys(key: Array, batch: int) -> Key[Array, " B"]:
     Raises:
         ValueError: neither a scalar key nor `batch` keys.
     """
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
-    if key.shape == ():
+    keys = jnp.asarray(key)
+    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        if keys.dtype != jnp.uint32 or keys.ndim == 0:
+            raise ValueError(
+                "`key` must be a key, as of `jax.random.key(0)`, got "
+                f"{keys.dtype} {keys.shape}."
+            )
+        keys = jax.random.wrap_key_data(keys)
+    if keys.shape == ():
         rows = jnp.arange(batch, dtype=jnp.uint32)
-        return jax.vmap(lambda r: jax.random.fold_in(key, r))(rows)
-    if key.shape != (batch,):
+        return jax.vmap(lambda r: jax.random.fold_in(keys, r))(rows)
+    if keys.shape != (batch,):
         raise ValueError(
-            f"`key` must be one key or one per row ({batch}), got shape {key.shape}."
+            f"`key` must be one key or one per row ({batch}), got shape {keys.shape}."
         )
-    return key
+    return keys

@@ -103,8 +103,7 @@ class WindowConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check(self.gen_length >= 1, "gen_length", self.gen_length, "at least 1")
-        finite = 0 <= self.temperature < math.inf
-        check(finite, "temperature", self.temperature, "a finite number, 0 or more")
+        _check_temperature("temperature", self.temperature)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -347,8 +346,7 @@ class DreamConfig(WindowConfig):
         super().__post_init__()
         check(self.steps is None or self.steps >= 1, "steps", self.steps, "at least 1")
         check(0 < self.eps < 1, "eps", self.eps, "between 0 and 1")
-        finite = 0 <= self.alg_temp < math.inf
-        check(finite, "alg_temp", self.alg_temp, "a finite number, 0 or more")
+        _check_temperature("alg_temp", self.alg_temp)
         _check_sampling(self.sample_top_p, self.sample_top_k)
         if self.alg == "origin":
             why = "0 when `alg` is origin: its positions are random already"
@@ -359,6 +357,12 @@ MethodConfig = DecodeConfig | LladaConfig | DreamConfig
 METHODS: dict[str, type[MethodConfig]] = {
     cls.method: cls for cls in (DecodeConfig, BaselineConfig, LladaConfig, DreamConfig)
 }
+
+
+def _check_temperature(name: str, value: float) -> None:
+    """0 for none. A logit over a tiny one would be infinite."""
+    ok = value == 0 or 1e-6 <= value < math.inf
+    check(ok, name, value, "0, or a finite number from 1e-6 on")
 
 
 def _check_blocks(gen_length: int, block_length: int | None) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float, Int
@@ -16,7 +17,7 @@ from lrd_jax.base import Denoiser, Params
 from lrd_jax.config import ModelConfig
 from lrd_jax.errors import UserError
 from lrd_jax.model import families
-from lrd_jax.quantization import kind_of
+from lrd_jax.quantization import join, kind_of
 from lrd_jax.tokenizer import Tokenizer
 
 
@@ -29,12 +30,14 @@ class Model:
         denoiser: the model as the decoder sees it; give it to `make_decode_fn`.
         config: shape and special ids.
         tokenizer: None if the checkpoint has none; it then takes and gives ids.
+        quantization: which matrices are in int8, as for `sharding.specs`, or None.
     """
 
     params: Params
     denoiser: Denoiser
     config: ModelConfig
     tokenizer: Tokenizer | None
+    quantization: str | None = None
 
     def logits(
         self,
@@ -109,7 +112,13 @@ def load(
     params = checkpoint.restore(
         path, dtype=dtype, shardings=shardings, quantization=kind
     )
-    return Model(params, families.make_denoiser(config), config, tokenizer)
+    return Model(
+        params,
+        families.make_denoiser(config),
+        config,
+        tokenizer,
+        join(checkpoint.read_quantization(path), kind),
+    )
 
 
 def default_dtype(path: pathlib.Path) -> str:
@@ -135,12 +144,14 @@ def _check_input(ids: Array, mask: Array, config: ModelConfig) -> None:
     # Inside another jit there are no values to look at.
     if isinstance(ids, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
         return
-    outside = ids[(ids < 0) | (ids >= config.vocab_size)]
+    # By NumPy, as a surrounding jit stages what JAX does with arrays at hand, too.
+    values, real = np.asarray(ids), np.asarray(mask)
+    outside = values[(values < 0) | (values >= config.vocab_size)]
     if outside.size:
         raise UserError(
             f"id {outside[0]} is outside the vocabulary, [0, {config.vocab_size})."
         )
-    longest = int(mask.sum(1).max(initial=0))
+    longest = int(real.sum(1).max(initial=0))
     if longest > config.max_length:
         raise UserError(
             f"a row has {longest} tokens; the model's context is {config.max_length}."

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from lrd_jax.base import DATA, MODEL, REPLICATED, Params, row_keys
+from lrd_jax.base import DATA, MODEL, REPLICATED, Params, check_arrays, row_keys
 from lrd_jax.config import ModelConfig
 from lrd_jax.errors import UserError
 from lrd_jax.mesh_shape import MeshShape as MeshShape
@@ -282,7 +282,8 @@ def batch_decode(
     Args:
         decode_fn: from `make_decode_fn`.
         mesh: from `make_mesh`.
-        param_specs: `specs(config, model)` where the parameters are split.
+        param_specs: `specs(config, model, quantization)` where the parameters are
+            split.
 
     Returns:
         A function like `decode_fn`, jitted, with the same result. Rows that do not
@@ -326,6 +327,8 @@ def batch_decode(
         key: Array,
         open_mask: Array | None = None,
     ) -> Any:
+        # Here, where the rows have not been filled up, or dealt out.
+        check_arrays(prompt_ids, prompt_mask, open_mask)
         # By position: `jax.jit` takes no keywords beside `in_shardings`.
         return whole(params, prompt_ids, prompt_mask, key, open_mask)
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from toy_evaluate import TOYS
 from toy_run import toy_config, toy_source
@@ -151,6 +152,31 @@ def plain_pmap():
     got = jax.pmap(decode_fn, in_axes=(None, 0, 0, 0))(params_of(LLADA), *inputs, keys)
     got = jax.tree.map(lambda x: x[:, 0], jax.device_get(got))
     assert_same(got, alone(LLADA, "lrd", 8))
+
+
+def plain_shard_map():
+    decode_fn = make_decode_fn(families.make_denoiser(LLADA), LRD)
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,))
+    keys = jax.vmap(lambda r: jax.random.fold_in(KEY, r))(jnp.arange(8))
+    rows = P("rows")
+    spread = jax.shard_map(
+        decode_fn,
+        mesh=mesh,
+        in_specs=(P(), rows, rows, rows),
+        out_specs=rows,
+        check_vma=False,
+    )
+    got = jax.jit(spread)(params_of(LLADA), *prompts(8), keys)
+    assert_same(jax.device_get(got), alone(LLADA, "lrd", 8))
+
+
+def masks_of_other_rows_are_refused():
+    decode_fn = make_decode_fn(families.make_denoiser(LLADA), LRD)
+    mesh = sharding.make_mesh(BOTH)
+    decode = sharding.batch_decode(decode_fn, mesh, sharding.specs(LLADA, 2))
+    ids, mask = prompts(3)
+    with pytest.raises(ValueError, match=r"prompt_mask.* of shape \(3, 6\)"):
+        decode(placed(LLADA, mesh), ids, mask[:2], KEY)
 
 
 def infilling():
@@ -324,6 +350,8 @@ CHECKS = {
     "heads that do not divide": functools.partial(same_tokens, WIDE, "dual", MODEL, 3),
     "int8": functools.partial(int8_as_on_one_device, LLADA, KINDS[1], MODEL),
     "pmap": plain_pmap,
+    "shard_map": plain_shard_map,
+    "masks of other rows": masks_of_other_rows_are_refused,
     "infilling": infilling,
     "parameters that lie elsewhere": parameters_that_lie_elsewhere_are_refused,
     "generate": generate_on_a_mesh,

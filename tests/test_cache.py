@@ -12,6 +12,7 @@ import toy
 from reference.compare import assert_same_trees, row_of
 from test_backbone import DREAM, params_of
 from toy import LIKES_EOS, RICH, SAMPLED
+from train_toy import quick_compile as quick_compile
 
 from lrd_jax.decode.cache import take_seats
 from lrd_jax.decode.loop import make_decode_fn, make_stepper

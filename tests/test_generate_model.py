@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from toy_run import EOS, MASK, POISON, TURN, toy_backend, toy_config
+from train_toy import quick_compile as quick_compile
 
 from lrd_jax import checkpoint, pretrained
 from lrd_jax.config import BaselineConfig

@@ -8,6 +8,7 @@
 """
 
 import ast
+import functools
 import pathlib
 
 import pytest
@@ -37,6 +38,7 @@ MODULES = {
 OURS = [name for name in MODULES if name.split(".")[0] == "lrd_jax"]
 
 
+@functools.cache
 def imported(name, inside_functions=True):
     """Names of all that a module imports; `from a import b` gives both a and a.b."""
     found = set()

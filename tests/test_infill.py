@@ -129,4 +129,4 @@ def test_arguments_of_a_wrong_shape_or_kind_are_refused(cfg, changes, message):
     with pytest.raises(ValueError, match=message):
         run(params, **arguments(**changes))
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(toy.stepper(cfg).init, params, **arguments(**changes))
+        jax.eval_shape(toy.stepper(cfg).init.fn, params, **arguments(**changes))

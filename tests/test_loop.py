@@ -161,7 +161,7 @@ def test_a_python_loop_over_step_replays_the_decode_exactly(cfg):
         params, state = start(stepper, seed, **LIKES_EOS)
         last = run_steps(stepper, params, state)[-1]
         prompts = toy.left_pad(toy.prompts(seed))
-        want = toy.decode_fn(cfg)(params, *prompts, jax.random.key(0))
+        want = toy.run(cfg, params, *prompts, jax.random.key(0))
         assert_same_trees(stepper.finish(last), want)
 
 

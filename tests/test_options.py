@@ -312,7 +312,7 @@ POSITIVE = [-0.1, *FLOAT]
 FINITE = [INF, *POSITIVE]
 FLAG = [1, None, "yes"]
 BAD_WINDOW = dict(
-    gen_length=[*COUNT, None], temperature=[*FINITE, None], stop_at_eos=FLAG
+    gen_length=[*COUNT, None], temperature=[1e-7, *FINITE, None], stop_at_eos=FLAG
 )
 BAD_SAMPLING = dict(sample_top_p=[0, 0.0, None, *SHARE], sample_top_k=COUNT)
 BAD_DECODE = dict(
@@ -364,7 +364,7 @@ BAD = {
     | dict(
         steps=COUNT,
         alg=["random", 1, None],
-        alg_temp=[*FINITE, None],
+        alg_temp=[1e-7, *FINITE, None],
         eps=[0, 0.0, 1, 1.0, None, *POSITIVE],
     ),
 }

@@ -154,6 +154,10 @@ def test_logits_compile_once_and_have_gradients(models):
     # Ids and masks may be traced too.
     inside = jax.jit(model.logits)(model.params, IDS, np.ones((1, 6), bool))
     np.testing.assert_allclose(inside, model.logits(model.params, IDS), atol=1e-5)
+    # Or at hand, with the weights alone traced, as in a loss of one batch.
+    batch = jnp.asarray(IDS), jnp.ones((1, 6), bool)
+    closed = jax.jit(lambda p: model.logits(p, *batch))(model.params)
+    np.testing.assert_allclose(closed, inside, atol=1e-5)
 
 
 @pytest.mark.parametrize(

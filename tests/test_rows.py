@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from reference import lrd
 from reference.compare import assert_same_trees
 from toy import LIKES_EOS, RICH, SAMPLED
+from train_toy import quick_compile as quick_compile
 
 from lrd_jax.config import BaselineConfig
 from lrd_jax.decode.loop import make_decode_fn

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import toy
 from toy import LIKES_EOS, QUICK, RICH, SAMPLED
+from train_toy import quick_compile as quick_compile
 
 from lrd_jax.decode.slots import make_slots
 from lrd_jax.decode.state import Phase, StopReason

@@ -78,6 +78,27 @@ def test_another_number_of_keys_is_refused(shape):
         row_keys(keys, 3)
 
 
+@pytest.mark.parametrize("key", [3, np.float32([1, 2]), np.uint32(3)])
+def test_what_is_no_key_is_refused(key):
+    with pytest.raises(ValueError, match=r"must be a key, as of `jax.random.key"):
+        row_keys(key, 3)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint32])
+def test_the_mask_is_the_mask_whatever_holds_the_prompt(kind):
+    """A mask id of 399 would be 143 in eight bits."""
+    vocabulary = np.ones((400, 2), np.float32)
+    denoiser = dataclasses.replace(
+        toy.DENOISER, mask_id=399, embed=lambda params, ids: params[ids]
+    )
+    ids, mask = jnp.array([[3, 4]], kind), jnp.ones((1, 2), bool)
+    sizes = dict(gen_length=2, block_length=2, budget=4)
+    key = jax.random.key(0)
+    state = init_state(denoiser, jnp.asarray(vocabulary), ids, mask, key, None, **sizes)
+    np.testing.assert_array_equal(state.tokens, [[399, 399]])
+    assert state.tokens.dtype == jnp.int32
+
+
 def first_state(open_mask=None):
     ids, mask = toy.left_pad(toy.prompts(0))
     if open_mask is not None:

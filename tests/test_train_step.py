@@ -70,6 +70,7 @@ def test_the_loss_falls(model, optimiser, soft):
     assert float(state.row_counts[0]) == 1600
 
 
+@functools.cache
 def updated(cfg, steps=6):
     """Small parameters after some updates by gradients of their own."""
     key = jax.random.key(0)

@@ -180,15 +180,19 @@ SAMPLED = config(block_length=4, tau_decode=0.2, temperature=1.0, **SOFT)
 LIKES_EOS = {"eos": 3.0, "turn": 2.0}  # For `weights`.
 
 
-# Compiles four times as fast: code for a toy need not be optimised.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+# Compiles five times as fast: code for a toy need not be optimised.
+QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
 
 
-class Runner:
-    """A `decode_fn` and what it was compiled to for each shape of its arguments."""
+class Quick:
+    """A jitted function and what it was compiled to for each shape of its arguments."""
 
-    def __init__(self, cfg, denoiser):
-        self.fn, self._compiled = make_decode_fn(denoiser, cfg), {}
+    def __init__(self, fn):
+        self.fn, self._compiled = fn, {}
 
     def __call__(self, *args, **kwargs):
         leaves, structure = jax.tree.flatten((args, kwargs))
@@ -196,24 +200,26 @@ class Runner:
         if signature not in self._compiled:
             lowered = self.fn.lower(*args, **kwargs)
             self._compiled[signature] = lowered.compile(compiler_options=QUICK)
-        return jax.device_get(self._compiled[signature](*args, **kwargs))
+        return self._compiled[signature](*args, **kwargs)
 
 
 # Tests that ask for the same settings share what was compiled. Not for ever: a program
 # takes some 400 of the 65530 memory maps that Linux gives a process.
 @functools.lru_cache(maxsize=40)
 def runner(cfg, denoiser=DENOISER):
-    return Runner(cfg, denoiser)
+    return Quick(make_decode_fn(denoiser, cfg))
 
 
 @functools.lru_cache(maxsize=4)
 def stepper(cfg, denoiser=DENOISER):
-    return make_stepper(denoiser, cfg)
+    made = make_stepper(denoiser, cfg)
+    names = ("init", "refine", "commit", "step", "finish")
+    return made._replace(**{name: Quick(getattr(made, name)) for name in names})
 
 
 def run(cfg, *args, denoiser=DENOISER, **kwargs):
     """`decode_fn(*args)` as NumPy arrays."""
-    return runner(cfg, denoiser)(*args, **kwargs)
+    return jax.device_get(runner(cfg, denoiser)(*args, **kwargs))
 
 
 def decode_fn(cfg, denoiser=DENOISER):

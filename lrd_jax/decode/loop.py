@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from lrd_jax.base import Denoiser, Params
+from lrd_jax.base import Denoiser, Params, check_arrays
 from lrd_jax.config import DecodeConfig, DreamConfig, LladaConfig, MethodConfig
 from lrd_jax.decode import belief
 from lrd_jax.decode.commit import commit_step, lrd_plan
@@ -289,20 +289,8 @@ def check_arguments(
     open_mask: Any,
 ) -> None:
     """Raises `ValueError` for arguments that `decode_fn` cannot take; works traced."""
-    shape = prompt_ids.shape
-    if len(shape) != 2 or not jnp.issubdtype(prompt_ids.dtype, jnp.integer):
-        raise ValueError(
-            f"`prompt_ids` must be integers [B, P], got {prompt_ids.dtype} {shape}."
-        )
-    if 0 in shape:
-        raise ValueError(f"`prompt_ids` must not be empty, got shape {shape}.")
-    for name, mask in (("prompt_mask", prompt_mask), ("open_mask", open_mask)):
-        if mask is not None and (mask.shape != shape or mask.dtype != jnp.bool_):
-            raise ValueError(
-                f"`{name}` must be booleans of shape {shape} like `prompt_ids`, got "
-                f"{mask.dtype} {mask.shape}."
-            )
-    length = shape[1]
+    check_arrays(prompt_ids, prompt_mask, open_mask)
+    length = prompt_ids.shape[1]
     if open_mask is None:
         length += cfg.gen_length
     else:
@@ -323,6 +311,7 @@ def check_arguments(
             )
     if length > denoiser.max_length:
         raise ValueError(
-            f"prompt + window is {length} positions, more than the model's context of "
-            f"{denoiser.max_length}; use a shorter prompt or `gen_length`."
+            f"prompt + window is {length} positions, padding included, more than the "
+            f"model's context of {denoiser.max_length}; use a shorter prompt or "
+            "`gen_length`."
         )

@@ -8,7 +8,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 from lrd_jax.base import Denoiser, KVCache, Params
 from lrd_jax.base import row_keys as row_keys
@@ -183,8 +183,8 @@ class DecodeResult:
             positions never reached (step limit, non-finite).
         committed: `[B, G]` True where the model chose the token.
         num_forwards: `[B]` forward passes the row took.
-        num_full_forwards: `[B]` those of them over all positions; the others computed a
-            window and read a cache for the rest.
+        num_full_forwards: `[B]` those of them that read no cache. The others computed a
+            window and read one for the rest.
         useful_tokens: `[B]` committed tokens before the first end-of-text id.
         stop_reason: `[B]` `StopReason`.
     """
@@ -243,7 +243,7 @@ def select_rows(rows: Bool[Array, " B"], new: Any, old: Any) -> Any:
 def init_state(
     denoiser: Denoiser,
     params: Params,
-    prompt_ids: Int[Array, "B P"],
+    prompt_ids: Integer[Array, "B P"],
     prompt_mask: Bool[Array, "B P"],
     key: Array,
     open_mask: Bool[Array, "B P"] | None,
@@ -260,9 +260,10 @@ def init_state(
     marked in it are generated; `gen_length` and `block_length` are then not used.
     """
     batch, prompt_length = prompt_ids.shape
+    prompt_ids = prompt_ids.astype(jnp.int32)  # A narrow type may not hold the mask id.
     if open_mask is None:
         fillable = jnp.ones((batch, gen_length), bool)
-        tail = jnp.full((batch, gen_length), denoiser.mask_id, prompt_ids.dtype)
+        tail = jnp.full((batch, gen_length), denoiser.mask_id, jnp.int32)
         ids = jnp.concatenate([prompt_ids, tail], axis=1)
         key_mask = jnp.concatenate([prompt_mask, fillable], axis=1)
     else:
@@ -280,7 +281,7 @@ def init_state(
         fillable=fillable,
         keys=row_keys(key, batch),
         embeds=embeds,
-        tokens=ids[:, ids.shape[1] - gen_length :].astype(jnp.int32),
+        tokens=ids[:, ids.shape[1] - gen_length :],
         committed=~fillable,
         belief=_blank_belief(batch, block_length, embeds.shape[-1], embeds.dtype),
         phase=jnp.where(has_work, Phase.OPEN, Phase.DONE).astype(jnp.int32),
