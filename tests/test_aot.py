@@ -99,7 +99,10 @@ def test_every_flag_reaches_the_compiler(monkeypatch):
         ("--models gpt", "`--models` must be among llada-8b, dream-7b, got 'gpt'."),
         ("--prompt 3073", "`--prompt` must be 1 to 3072"),
         ("--prompt 0", "got 0."),
-        ("--batch-size 0", "`--batch-size` must be at least 1, got 0."),
+        (
+            "--batch-size 0",
+            "`--batch-size` must be 1 to 1398101, rows of 1536 positions, got 0.",
+        ),
         ("--block-length 33", "block_length"),
         ("--gen-length 0", "gen_length"),
     ],
