@@ -1,7 +1,6 @@
 """Converts a published checkpoint to ours, and ours back to the published layout."""
 
 import dataclasses
-import json
 import math
 import pathlib
 import time
@@ -24,6 +23,7 @@ from lrd_jax.errors import UserError
 from lrd_jax.leaf_buffer import Piece
 from lrd_jax.model import backbone, families
 from lrd_jax.staging import staged
+from lrd_jax.tokenizer import read_json_object
 
 T = TypeVar("T")
 
@@ -138,16 +138,7 @@ def read_published_config(src: pathlib.Path) -> ModelConfig:
         raise UserError(f"no such directory: {src}")
     if not file.is_file():
         raise UserError(f"{src} is not a Hugging Face checkpoint: no config.json.")
-    try:
-        published = json.loads(file.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise UserError(f"{file}: not valid JSON: nested too deeply") from None
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}.") from None
-    except ValueError as error:
-        raise UserError(f"{file}: not valid JSON: {error}") from None
-    if not isinstance(published, dict):
-        raise UserError(f"{file}: expected an object of settings.")
+    published = read_json_object(file)
     try:
         return families.from_published(published)
     except UserError as error:

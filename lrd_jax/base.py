@@ -147,9 +147,11 @@ class Denoiser:
 
 def check_arrays(prompt_ids: Any, prompt_mask: Any, open_mask: Any = None) -> None:
     """Raises `ValueError` unless they are ids and masks of one shape; works traced."""
-    arrays = dict(prompt_ids=prompt_ids, prompt_mask=prompt_mask, open_mask=open_mask)
-    for name, array in arrays.items():
-        if not hasattr(array, "shape") and (array is not None or name != "open_mask"):
+    masks = {"prompt_mask": prompt_mask}
+    if open_mask is not None:
+        masks["open_mask"] = open_mask
+    for name, array in {"prompt_ids": prompt_ids, **masks}.items():
+        if not hasattr(array, "shape"):
             raise ValueError(f"`{name}` must be an array, got {type(array).__name__}.")
     shape = prompt_ids.shape
     if len(shape) != 2 or not jnp.issubdtype(prompt_ids.dtype, jnp.integer):
@@ -158,8 +160,8 @@ def check_arrays(prompt_ids: Any, prompt_mask: Any, open_mask: Any = None) -> No
         )
     if 0 in shape:
         raise ValueError(f"`prompt_ids` must not be empty, got shape {shape}.")
-    for name, mask in (("prompt_mask", prompt_mask), ("open_mask", open_mask)):
-        if mask is not None and (mask.shape != shape or mask.dtype != jnp.bool_):
+    for name, mask in masks.items():
+        if mask.shape != shape or mask.dtype != jnp.bool_:
             raise ValueError(
                 f"`{name}` must be booleans of shape {shape} like `prompt_ids`, got "
                 f"{mask.dtype} {mask.shape}."
