@@ -5,6 +5,7 @@ import importlib.util
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from flags import with_flags
@@ -13,7 +14,7 @@ from toy_bench import model_file
 import lrd_jax.model_file
 from lrd_jax import builtin, staging
 from lrd_jax.bench import main
-from lrd_jax.benchmark import clock, sweep
+from lrd_jax.benchmark import clock, measure, sweep
 from lrd_jax.benchmark.parts import part_runs, summarise_parts
 from lrd_jax.benchmark.request import parse
 from lrd_jax.benchmark.subject import make_subject
@@ -59,6 +60,17 @@ def test_each_method_has_its_parts_and_its_decode(tmp_path, capsys):
     for name in ("baseline", "lrd"):
         assert out.count(f"| {name} ") == 2
     assert "all figures: " in err
+
+
+def test_too_little_memory_is_one_line(tmp_path, monkeypatch, capsys):
+    def no_room(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: hbm\nand a table")
+
+    monkeypatch.setattr(measure, "measure", no_room)
+    assert main(["--model", model_file(tmp_path), *SMALL.split()]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: the device has too little memory for this: give a ")
+    assert err.count("\n") == 1
 
 
 def test_where_rows_wait_no_time_is_told_for_a_forward(tmp_path, capsys):

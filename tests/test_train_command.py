@@ -22,7 +22,7 @@ from lrd_jax.decode.loop import make_decode_fn
 from lrd_jax.model import backbone
 from lrd_jax.train import main
 from lrd_jax.training import data as data_module
-from lrd_jax.training import plot, rundir, vocabulary
+from lrd_jax.training import loop, plot, rundir, vocabulary
 from lrd_jax.training import start as start_module
 from tests.flags import with_flags
 from tests.train_toy import (
@@ -380,6 +380,17 @@ def test_a_wrong_line_is_named(line, named, start, tmp_path, capsys):
     assert named in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_too_little_memory_is_one_line(start, tmp_path, monkeypatch, capsys):
+    def no_room(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: hbm\nand a table")
+
+    monkeypatch.setattr(loop, "make_step_fn", lambda *args, **kwargs: no_room)
+    assert run(tmp_path / "run", start) == 2
+    err = capsys.readouterr().err
+    assert "error: the device has too little memory to train this model: give a " in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(

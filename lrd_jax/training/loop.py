@@ -95,13 +95,16 @@ def train(run: Run, state: TrainState, seconds: float) -> TrainState:
     )
     began = saved = logged = time.monotonic()
     tokens = 0
-    with tqdm(
-        total=cfg.steps, initial=first, unit="step", disable=not sys.stderr.isatty()
-    ) as bar:
+    with (
+        # Around all steps: what a step lacks is told where its sums are read.
+        memory_errors(hint),
+        tqdm(
+            total=cfg.steps, initial=first, unit="step", disable=not sys.stderr.isatty()
+        ) as bar,
+    ):
         for step in range(first, cfg.steps):
             batch = run.data.batch(step)
-            with memory_errors(hint):
-                state = step_fns[is_soft(cfg, step)](state, batch)
+            state = step_fns[is_soft(cfg, step)](state, batch)
             tokens += batch.prompt_ids.size + batch.response_ids.size
             bar.update()
             done = step + 1
