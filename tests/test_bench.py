@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flags import with_flags
 from toy_bench import model_file
+from train_toy import quick_compile as quick_compile
 
 import lrd_jax.model_file
 from lrd_jax import builtin, staging
