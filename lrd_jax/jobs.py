@@ -1,17 +1,17 @@
 """Prompts as the user gives them: the lines of a JSONL file, or `--prompt` texts.
 
-Line numbers in error messages count from 1, as editors do. A job's `line` counts from
-0; it is the default id and makes the row's random key, and blank lines count too.
+A job's `line` counts from 0, blank ones included; it is the default id and makes the
+row's random key.
 """
 
 import dataclasses
 import hashlib
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from lrd_jax.errors import UserError
+from lrd_jax.jsonl import check_keys, only_key, read_lines, short
 
 KINDS = ("prompt", "messages", "prompt_ids")
 KEYS = (*KINDS, "id", "open")
@@ -43,7 +43,10 @@ class Job:
 def jobs_from_prompts(prompts: Sequence[str]) -> tuple[list[Job], str]:
     """The jobs of `--prompt` texts, and a hash of them."""
     for prompt in prompts:
-        _check_text(prompt, "--prompt")
+        try:
+            _check_text(prompt)
+        except UserError as error:
+            raise UserError(f"--prompt: {error}") from None
     jobs = [
         Job(id=i, line=i, where=f"--prompt {i + 1}", prompt=prompt)
         for i, prompt in enumerate(prompts)
@@ -57,102 +60,57 @@ def jobs_from_file(path: str) -> tuple[list[Job], str]:
     Raises:
         UserError: not readable, no jobs in it, or the first line that is not a job.
     """
-    try:
-        data = pathlib.Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
-    jobs: list[Job] = []
     first_line: dict[int | str, int] = {}
-    # Only \n ends a line: the separators that `splitlines` knows may be in a text.
-    for line, text in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n")):
-        if not text.strip():
-            continue
-        job = _read_line(text, line, f"{path}, line {line + 1}")
-        if job.id in first_line:
+
+    def read(line: int, value: dict[str, Any]) -> Job:
+        name = _checked_id(value, line)
+        if name in first_line:
             raise UserError(
-                f"{job.where}: id {job.id!r} is taken by line {first_line[job.id]} "
-                "already (a line without an id has its number, from 0)."
+                f"id {name!r} is taken by line {first_line[name]} already (a line "
+                "without an id has its number, from 0)."
             )
-        first_line[job.id] = line + 1
-        jobs.append(job)
+        first_line[name] = line + 1
+        where = f"{path}, line {line + 1}"
+        return Job(**(value | {"id": name, "line": line, "where": where}))
+
+    jobs, digest = read_lines(path, read)
     if not jobs:
         raise UserError(f"{path}: has no prompts in it.")
-    return jobs, hashlib.sha256(data).hexdigest()
+    return jobs, digest
 
 
-def _read_line(text: bytes, line: int, where: str) -> Job:
-    try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=unique_keys)
-    except UnicodeDecodeError:
-        raise UserError(f"{where}: not valid UTF-8.") from None
-    except RecursionError:
-        raise UserError(f"{where}: not valid JSON: nested too deeply.") from None
-    except ValueError as error:
-        raise UserError(f"{where}: not valid JSON: {error}.") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: must be a JSON object, got {_short(value)}.")
-    for key in value:
-        if key not in KEYS:
-            known = ", ".join(KEYS)
-            raise UserError(f"{where}: unknown key {key!r}; known: {known}.")
-    given = [kind for kind in KINDS if kind in value]
-    if len(given) != 1:
-        raise UserError(
-            f"{where}: must have exactly one of {', '.join(KINDS)}; it has "
-            f"{' and '.join(given) or 'none'}."
-        )
-    if "open" in value and given != ["prompt_ids"]:
-        raise UserError(f'{where}: "open" goes with "prompt_ids" only.')
-    _CHECKS[given[0]](value[given[0]], where)
+def _checked_id(value: dict[str, Any], line: int) -> int | str:
+    """The id of a line that is a job as far as can be told without the model."""
+    check_keys(value, KEYS)
+    kind = only_key(value, KINDS)
+    if "open" in value and kind != "prompt_ids":
+        raise UserError('"open" goes with "prompt_ids" only.')
+    if kind == "prompt":
+        _check_text(value[kind])
+    elif kind == "prompt_ids":
+        _check_ids(value[kind], kind)
+    # What is in messages `lrd_jax.text` checks, with the model's template at hand.
+    elif not isinstance(value[kind], list):
+        raise UserError(f"`messages` must be a list, got {short(value[kind])}.")
     if "open" in value:
-        _check_ids(value["open"], where, "open")
+        _check_ids(value["open"], "open")
     name = value.get("id", line)
     if isinstance(name, bool) or not isinstance(name, int | str):
-        raise UserError(
-            f"{where}: `id` must be a string or a whole number, got {_short(name)}."
-        )
+        raise UserError(f"`id` must be a string or a whole number, got {short(name)}.")
     if isinstance(name, str):
-        _check_text(name, where)
-    return Job(**({**value, "id": name} | {"line": line, "where": where}))
+        _check_text(name)
+    return name
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; json's own reader keeps the last of two equal keys in silence."""
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise ValueError("a key is given twice")
-    return value
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _check_text(text: object, where: str) -> None:
+def _check_text(text: object) -> None:
     if not isinstance(text, str):
-        raise UserError(f"{where}: must be a text, got {_short(text)}.")
+        raise UserError(f"must be a text, got {short(text)}.")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise UserError(f"{where}: not valid Unicode text (half a pair).") from None
+        raise UserError("not valid Unicode text (half a pair).") from None
 
 
-def _check_messages(messages: object, where: str) -> None:
-    # What is in them `lrd_jax.text` checks, with the model's template at hand.
-    if not isinstance(messages, list):
-        raise UserError(f"{where}: `messages` must be a list, got {_short(messages)}.")
-
-
-def _check_ids(ids: object, where: str, name: str = "prompt_ids") -> None:
+def _check_ids(ids: object, name: str) -> None:
     if not isinstance(ids, list) or not all(type(i) is int for i in ids):
-        raise UserError(
-            f"{where}: `{name}` must be a list of whole numbers, got {_short(ids)}."
-        )
-
-
-_CHECKS = {
-    "prompt": _check_text,
-    "messages": _check_messages,
-    "prompt_ids": _check_ids,
-}
+        raise UserError(f"`{name}` must be a list of whole numbers, got {short(ids)}.")

@@ -1,14 +1,11 @@
 """Examples to fine-tune on, from a JSONL file of prompts with their responses."""
 
-import hashlib
-import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from lrd_jax.config import ModelConfig
 from lrd_jax.errors import UserError
-from lrd_jax.jobs import unique_keys
+from lrd_jax.jsonl import check_keys, only_key, read_lines, short
 from lrd_jax.text import check_ids, encode_prompt
 from lrd_jax.tokenizer import Tokenizer
 from lrd_jax.training.data import Example, misfit, with_end
@@ -42,44 +39,22 @@ def read_examples(
     Raises:
         UserError: not readable, empty, or the first line that cannot be used.
     """
-    try:
-        data = pathlib.Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
-    examples = []
-    # Only \n ends a line: the separators that `splitlines` knows may be in a text.
-    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            examples.append(_read(line, tokenizer, cfg, windows))
-        except UserError as error:
-            raise UserError(f"{path}, line {number}: {error}") from None
+    examples, digest = read_lines(
+        path, lambda _, value: _read(value, tokenizer, cfg, windows)
+    )
     if not examples:
         raise UserError(f"{path}: has no examples in it.")
-    return examples, hashlib.sha256(data).hexdigest()
+    return examples, digest
 
 
 def _read(
-    line: bytes,
+    value: dict[str, Any],
     tokenizer: Tokenizer | None,
     cfg: ModelConfig,
     windows: Sequence[int],
 ) -> Example:
-    try:
-        value = json.loads(line.decode("utf-8"), object_pairs_hook=unique_keys)
-    except UnicodeDecodeError:
-        raise UserError("not valid UTF-8.") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"not valid JSON: {error}.") from None
-    if not isinstance(value, dict):
-        raise UserError(f"must be a JSON object, got {value!r:.60}.")
-    for key in value:
-        if key not in (*PROMPTS, *RESPONSES, "id"):
-            known = ", ".join((*PROMPTS, *RESPONSES, "id"))
-            raise UserError(f"unknown key {key!r}; known: {known}.")
-    prompt_kind, response_kind = _only(value, PROMPTS), _only(value, RESPONSES)
+    check_keys(value, (*PROMPTS, *RESPONSES, "id"))
+    prompt_kind, response_kind = only_key(value, PROMPTS), only_key(value, RESPONSES)
     if prompt_kind == "prompt_ids":
         check_ids(value["prompt_ids"], cfg)
         prompt = value["prompt_ids"]
@@ -92,16 +67,6 @@ def _read(
     if why := misfit(len(prompt), len(response), windows, cfg):
         raise UserError(f"the {why}.")
     return Example(prompt, response, 0)
-
-
-def _only(value: dict[str, Any], kinds: tuple[str, ...]) -> str:
-    given = [kind for kind in kinds if kind in value]
-    if len(given) != 1:
-        raise UserError(
-            f"must have exactly one of {', '.join(kinds)}; it has "
-            f"{' and '.join(given) or 'none'}."
-        )
-    return given[0]
 
 
 def _checked_ids(ids: Any, cfg: ModelConfig) -> list[int]:
@@ -122,7 +87,7 @@ def _encode_response(
     text: Any, tokenizer: Tokenizer | None, cfg: ModelConfig
 ) -> list[int]:
     if not isinstance(text, str):
-        raise UserError(f"the response must be text, got {text!r:.60}.")
+        raise UserError(f"the response must be text, got {short(text)}.")
     if tokenizer is None:
         raise UserError(
             "this checkpoint has no tokenizer.json, so it cannot read text; give "
