@@ -15,6 +15,7 @@ import tyro
 
 from lrd_jax import builtin
 from lrd_jax.errors import UserError
+from lrd_jax.flags import DtypeFlag, QuantizeFlag, Switch, shown
 from lrd_jax.process import exit_code
 from lrd_jax.quantization import kind_of
 from lrd_jax.settings import check_given_once
@@ -41,14 +42,16 @@ class Args:
         overwrite: replace an earlier result at `dst`.
     """
 
-    src: Annotated[str, tyro.conf.arg(metavar="DIR|NAME")]
-    dst: Annotated[str, tyro.conf.arg(metavar="DIR")]
+    src: Annotated[str, shown("DIR|NAME")]
+    dst: Annotated[str, shown("DIR")]
     to: Literal["lrd", "hf"] = "lrd"
-    dtype: Literal["float32", "bfloat16"] | None = None
-    quantize: Literal["int8"] | None = None
-    quantize_embeddings: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    variant: Literal["base", "instruct"] | None = None
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    dtype: DtypeFlag = None
+    quantize: QuantizeFlag = None
+    quantize_embeddings: Switch = False
+    variant: Annotated[Literal["base", "instruct"] | None, tyro.conf.DisallowNone] = (
+        None
+    )
+    overwrite: Switch = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:

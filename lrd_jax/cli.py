@@ -4,9 +4,6 @@ Imports neither JAX nor a model, so that `--help` and mistakes are answered at o
 """
 
 import dataclasses
-import os
-import pathlib
-import typing
 from collections.abc import Sequence
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -15,6 +12,21 @@ import tyro
 from lrd_jax import builtin
 from lrd_jax.config import METHODS, MethodConfig
 from lrd_jax.errors import UserError
+from lrd_jax.flags import (
+    CoordinatorFlag,
+    Count,
+    DtypeFlag,
+    MeshFlag,
+    OptionalCount,
+    OptionalText,
+    QuantizeFlag,
+    Switch,
+    check_counts,
+    check_seed,
+    last_value,
+    shown,
+    with_defaults,
+)
 from lrd_jax.mesh_shape import parse_mesh
 from lrd_jax.processes import Meeting, parse_meeting
 from lrd_jax.quantization import kind_of
@@ -27,22 +39,8 @@ from lrd_jax.settings import (
 )
 
 PROG = "python -m lrd_jax.generate"
-MAX_SEED = 2**32 - 1  # What `jax.random.key` takes without 64-bit integers.
 INFILL_METHODS = ("lrd", "baseline")
 FieldsT = TypeVar("FieldsT")
-
-
-OptionalText = Annotated[str | None, tyro.conf.DisallowNone]
-Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-
-
-def _shown(metavar: str) -> Any:
-    return tyro.conf.arg(metavar=metavar)
-
-
-MeshFlag = Annotated[OptionalText, _shown("data=N,model=N|auto")]
-CoordinatorFlag = Annotated[OptionalText, _shown("HOST:PORT|auto")]
-OptionalCount = Annotated[int | None, tyro.conf.DisallowNone, _shown("N")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,24 +79,22 @@ class Flags(Generic[FieldsT]):
         decode: settings of the method.
     """
 
-    ckpt: Annotated[OptionalText, _shown("DIR|NAME")] = None
+    ckpt: Annotated[OptionalText, shown("DIR|NAME")] = None
     prompt: Annotated[
-        tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, _shown("TEXT ...")
+        tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, shown("TEXT ...")
     ] = ()
-    input: Annotated[OptionalText, _shown("FILE.jsonl")] = None
-    output: Annotated[OptionalText, _shown("FILE.jsonl")] = None
-    config: Annotated[OptionalText, _shown("FILE.toml|NAME")] = None
+    input: Annotated[OptionalText, shown("FILE.jsonl")] = None
+    output: Annotated[OptionalText, shown("FILE.jsonl")] = None
+    config: Annotated[OptionalText, shown("FILE.toml|NAME")] = None
     method: Annotated[
         Literal["lrd", "baseline", "llada", "dream"] | None, tyro.conf.DisallowNone
     ] = None
-    batch_size: Annotated[int, _shown("N")] = 8
-    seed: Annotated[int, _shown("N")] = 0
+    batch_size: Count = 8
+    seed: Count = 0
     raw: Switch = False
     infill: Switch = False
-    dtype: Annotated[Literal["float32", "bfloat16"] | None, tyro.conf.DisallowNone] = (
-        None
-    )
-    quantize: Annotated[Literal["int8"] | None, tyro.conf.DisallowNone] = None
+    dtype: DtypeFlag = None
+    quantize: QuantizeFlag = None
     quantize_embeddings: Switch = False
     mesh: MeshFlag = None
     coordinator: CoordinatorFlag = None
@@ -206,23 +202,10 @@ def _check_request(request: Request) -> None:
         raise UserError("nothing to decode: give `--prompt TEXT` or `--input FILE`.")
     if request.prompts and request.input is not None:
         raise UserError("give either `--prompt` or `--input`, not both.")
-    if request.batch_size < 1:
-        raise UserError(f"`--batch-size` must be at least 1, got {request.batch_size}.")
-    if not 0 <= request.seed <= MAX_SEED:
-        raise UserError(f"`--seed` must be in [0, {MAX_SEED}], got {request.seed}.")
+    check_counts(request, "batch_size")
+    check_seed(request.seed)
     if request.mesh is not None:
         parse_mesh(request.mesh)
-
-
-def last_value(argv: Sequence[str], flag: str) -> str | None:
-    """The value of a flag that decides which flags there are; the last one wins."""
-    found = None
-    for i, word in enumerate(argv):
-        if word == flag and i + 1 < len(argv):
-            found = argv[i + 1]
-        elif word.startswith(flag + "="):
-            found = word[len(flag) + 1 :]
-    return found
 
 
 def _method_class(method: object) -> type[MethodConfig]:
@@ -253,7 +236,7 @@ def _check_field(name: str, method: str, where: str) -> None:
         return
     if any(field.name == name for field in dataclasses.fields(cls)):
         raise UserError(
-            f"{where}: {name!r} is fixed at 0 by method {method}; leave it out, or use "
+            f"{where}: {name!r} is fixed by method {method}; leave it out, or use "
             "method lrd."
         )
     owners = [m for m, other in METHODS.items() if name in field_names(other)]
@@ -275,27 +258,6 @@ def _decode_flags(argv: Sequence[str], cls: type[MethodConfig]) -> list[str]:
             known = switched_off in field_names(cls)
             names.append(switched_off if known else name)
     return names
-
-
-def with_defaults(cls: type[Any], values: dict[str, Any]) -> type:
-    """`cls` with `values` as its defaults.
-
-    A subclass and not an instance as tyro's default: given an instance, tyro offers the
-    fields that cannot be set, too. It checks nothing: single settings may fit only
-    together with those still to come, and the checks are `cls`'s own.
-    """
-    hints = typing.get_type_hints(cls)
-    return dataclasses.make_dataclass(
-        cls.__name__,
-        [
-            (name, hints[name], dataclasses.field(default=value))
-            for name, value in values.items()
-        ],
-        bases=(cls,),
-        namespace={"__post_init__": lambda self: None, "__doc__": cls.__doc__},
-        frozen=True,
-        kw_only=True,
-    )
 
 
 def _infill_settings(
@@ -332,14 +294,3 @@ def _infill_settings(
     }
     fixed = {"stop_at_eos": False, "trim_tail": False, "block_length": None}
     return fixed | no_cache
-
-
-def use_compilation_cache() -> None:
-    """Keeps what JAX compiles for the next run; call it before JAX is imported.
-
-    In a folder of the user's, unless JAX's own variable names another.
-    """
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    os.environ.setdefault(
-        "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(home) / "lrd_jax" / "compiled")
-    )

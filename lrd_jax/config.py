@@ -263,22 +263,26 @@ class DecodeConfig(WindowConfig):
 class BaselineConfig(DecodeConfig):
     """The paper's baseline: the same loop on hard masks, one forward per commit.
 
-    `r_f`, `max_refine_steps` and `tau_decode` are 0 and cannot be set. `top_p`,
-    `tau_refine`, `kl_criterion`, `kl_patience` and `stop_entropy` then have nothing to
-    act on.
+    `r_f`, `max_refine_steps` and `tau_decode` are 0, which leaves the other settings of
+    soft embeddings, phase 1 and the KL stop nothing to act on: none can be set.
     """
 
     r_f: float = dataclasses.field(default=0.0, init=False)
-    max_refine_steps: int = dataclasses.field(default=0, init=False)
+    r_f_decode: float | None = dataclasses.field(default=None, init=False)
+    top_p: float = dataclasses.field(default=DecodeConfig.top_p, init=False)
+    tau_refine: float = dataclasses.field(default=DecodeConfig.tau_refine, init=False)
     tau_decode: float = dataclasses.field(default=0.0, init=False)
+    max_refine_steps: int = dataclasses.field(default=0, init=False)
+    refine_per_commit: int = dataclasses.field(default=0, init=False)
+    kl_criterion: Literal["value", "delta"] = dataclasses.field(
+        default=DecodeConfig.kl_criterion, init=False
+    )
+    kl_patience: int = dataclasses.field(default=DecodeConfig.kl_patience, init=False)
+    stop_entropy: float = dataclasses.field(
+        default=DecodeConfig.stop_entropy, init=False
+    )
 
     method: ClassVar[str] = "baseline"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("r_f_decode", "refine_per_commit"):
-            value = getattr(self, name)
-            check(not value, name, value, "left out: the baseline does not refine")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

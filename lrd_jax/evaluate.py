@@ -15,14 +15,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lrd_jax import processes
-from lrd_jax.cli import use_compilation_cache
 from lrd_jax.errors import UserError
 from lrd_jax.evaluation.plot import plot
 from lrd_jax.evaluation.request import Request, parse
 from lrd_jax.evaluation.statistics import summarise
 from lrd_jax.evaluation.table import tables
 from lrd_jax.parts import open_output
-from lrd_jax.process import exit_code, leave, nonfinite_code, say
+from lrd_jax.process import (
+    exit_code,
+    leave,
+    nonfinite_code,
+    say,
+    use_compilation_cache,
+)
 from lrd_jax.processes import Team
 from lrd_jax.quantization import kind_of
 from lrd_jax.settings import plain

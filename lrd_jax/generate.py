@@ -12,10 +12,16 @@ from typing import Any
 
 import lrd_jax.cli
 from lrd_jax import processes
-from lrd_jax.cli import Request, use_compilation_cache
+from lrd_jax.cli import Request
 from lrd_jax.jobs import jobs_from_file, jobs_from_prompts
 from lrd_jax.parts import open_output
-from lrd_jax.process import exit_code, leave, nonfinite_code, say
+from lrd_jax.process import (
+    exit_code,
+    leave,
+    nonfinite_code,
+    say,
+    use_compilation_cache,
+)
 from lrd_jax.processes import Team
 from lrd_jax.runfile import RunFile
 from lrd_jax.settings import plain

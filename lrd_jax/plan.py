@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from lrd_jax import builtin, model_file
-from lrd_jax.cli import Switch
 from lrd_jax.config import DecodeConfig, ModelConfig
 from lrd_jax.errors import UserError
+from lrd_jax.flags import Count, OptionalCount, QuantizeFlag, Switch, shown
 from lrd_jax.hardware import DEVICES, GIB, USABLE
 from lrd_jax.mesh_shape import MeshShape, parse_mesh
 from lrd_jax.process import exit_code
@@ -59,15 +59,15 @@ class Flags:
         formula: do not compile, even where libtpu is installed.
     """
 
-    model: Annotated[str, tyro.conf.arg(metavar="NAME|DIR")]
+    model: Annotated[str, shown("NAME|DIR")]
     device: Literal["v5e", "v5p", "v6e", "a100", "h100", "h200"]
     mesh: str = "model=1"
-    batch_size: int = 1
-    prompt: int = 512
-    gen_length: int = 256
-    block_length: Annotated[int | None, tyro.conf.DisallowNone] = None
+    batch_size: Count = 1
+    prompt: Count = 512
+    gen_length: Count = 256
+    block_length: OptionalCount = None
     cache: Literal["none", "prefix", "dual"] = "none"
-    quantize: Annotated[Literal["int8"] | None, tyro.conf.DisallowNone] = None
+    quantize: QuantizeFlag = None
     quantize_embeddings: Switch = False
     tokens_per_forward: float = 1.0
     formula: Switch = False

@@ -1,8 +1,9 @@
-"""How a command ends: its exit code and its last words."""
+"""How a command starts and ends: what it keeps, its exit code and its last words."""
 
 import contextlib
 import io
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
@@ -44,6 +45,17 @@ def exit_code(run: Callable[[], int], on_interrupt: Callable[[], str]) -> int:
         # What is open already has no name here.
         say(f"error: {error.filename or 'the output'}: {error.strerror or error}")
         return 2
+
+
+def use_compilation_cache() -> None:
+    """Keeps what JAX compiles for the next run; call it before JAX is imported.
+
+    In a folder of the user's, unless JAX's own variable names another.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    os.environ.setdefault(
+        "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(home) / "lrd_jax" / "compiled")
+    )
 
 
 @contextlib.contextmanager

@@ -13,15 +13,9 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from lrd_jax.cli import (
-    OptionalText,
-    Switch,
-    last_value,
-    use_compilation_cache,
-    with_defaults,
-)
 from lrd_jax.errors import UserError
-from lrd_jax.process import exit_code, say
+from lrd_jax.flags import OptionalText, Switch, last_value, shown, with_defaults
+from lrd_jax.process import exit_code, say, use_compilation_cache
 from lrd_jax.settings import (
     build,
     check_given_once,
@@ -73,11 +67,11 @@ class Flags(Generic[FieldsT]):
         train: settings.
     """
 
-    config: Annotated[OptionalText, tyro.conf.arg(metavar="FILE.toml|NAME")] = None
-    out: Annotated[str, tyro.conf.arg(metavar="DIR")]
-    init: Annotated[OptionalText, tyro.conf.arg(metavar="DIR|NAME")] = None
-    data: Annotated[OptionalText, tyro.conf.arg(metavar="FILE.jsonl")] = None
-    plot: Annotated[OptionalText, tyro.conf.arg(metavar="FILE.png")] = None
+    config: Annotated[OptionalText, shown("FILE.toml|NAME")] = None
+    out: Annotated[str, shown("DIR")]
+    init: Annotated[OptionalText, shown("DIR|NAME")] = None
+    data: Annotated[OptionalText, shown("FILE.jsonl")] = None
+    plot: Annotated[OptionalText, shown("FILE.png")] = None
     export: Switch = False
     train: FieldsT
 

@@ -11,7 +11,7 @@ import pytest
 
 from convert.__main__ import main as convert_main
 from lrd_jax import aot, bench, builtin, evaluate, generate, plan, train
-from lrd_jax.cli import MAX_SEED, parse
+from lrd_jax.cli import parse
 from lrd_jax.config import (
     METHODS,
     BaselineConfig,
@@ -20,6 +20,7 @@ from lrd_jax.config import (
     LladaConfig,
 )
 from lrd_jax.errors import UserError
+from lrd_jax.flags import MAX_SEED
 from lrd_jax.settings import field_names
 
 PROMPT = ("--prompt", "hello")
@@ -255,11 +256,11 @@ def test_infill_fixes_its_settings(tmp_path):
         ),
         (
             [*PROMPT, "--method", "baseline", "--decode.r_f", "0"],
-            "'r_f' is fixed at 0 by method baseline",
+            "'r_f' is fixed by method baseline",
         ),
         (
             [*PROMPT, "--method", "baseline", "--decode.tau-decode", "0.1"],
-            "'tau_decode' is fixed at 0 by method baseline",
+            "'tau_decode' is fixed by method baseline",
         ),
         (
             [*PROMPT, "--decode.tau-refin", "1"],
@@ -325,7 +326,7 @@ def test_mistakes_are_one_line(words, message):
         (
             'method = "baseline"\n[decode]\nr_f = 0.0',
             [],
-            "run.toml: 'r_f' is fixed at 0 by method baseline",
+            "run.toml: 'r_f' is fixed by method baseline",
         ),
         (
             'method = "lrd"\n[decode]\nr_f = 0.1',

@@ -14,7 +14,7 @@ import time
 import pytest
 from toy_run import POISON, run_toy
 
-from lrd_jax.cli import use_compilation_cache
+from lrd_jax.process import use_compilation_cache
 
 TOY = str(pathlib.Path(__file__).parent / "toy_run.py")
 SHORT = ("--decode.gen-length", "4")

@@ -13,11 +13,19 @@ import tyro
 
 from lrd_jax import builtin, model_file
 from lrd_jax.benchmark.axes import Point, check_context, method_at, read_sweep
-from lrd_jax.cli import MAX_SEED, OptionalText
 from lrd_jax.config import BaselineConfig, LladaConfig, ModelConfig
 from lrd_jax.errors import UserError
 from lrd_jax.evaluation.methods import Entries, Method, choose, read_entries
 from lrd_jax.evaluation.request import find_members
+from lrd_jax.flags import (
+    Count,
+    OptionalCount,
+    OptionalText,
+    check_counts,
+    check_seed,
+    read_names,
+    shown,
+)
 from lrd_jax.settings import (
     build,
     check,
@@ -35,10 +43,6 @@ DEFAULT_METHODS = "baseline,baseline_eos,threshold,lrd"
 # What the peer's two loops decode, in our own settings.
 PUBLISHED, THRESHOLD = "llada", "threshold"
 PEER_THRESHOLD = 0.9
-
-
-def _shown(metavar: str) -> Any:
-    return tyro.conf.arg(metavar=metavar)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,25 +73,25 @@ class Flags:
         output: JSON file for all figures.
     """
 
-    model: Annotated[str, _shown("NAME|DIR|FILE.toml")] = builtin.DEFAULT
-    methods: Annotated[OptionalText, _shown("NAME,...|all")] = None
-    method_file: Annotated[str, _shown("FILE.toml|NAME")] = "methods"
+    model: Annotated[str, shown("NAME|DIR|FILE.toml")] = builtin.DEFAULT
+    methods: Annotated[OptionalText, shown("NAME,...|all")] = None
+    method_file: Annotated[str, shown("FILE.toml|NAME")] = "methods"
     peer: Annotated[Literal["torch"] | None, tyro.conf.DisallowNone] = None
     sweep: Annotated[
-        tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, _shown("AXIS=N,...")
+        tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, shown("AXIS=N,...")
     ] = ()
     decode: bool = True
-    batch_size: Annotated[int, _shown("N")] = 1
-    n: Annotated[int | None, tyro.conf.DisallowNone, _shown("N")] = None
-    tasks: Annotated[str, _shown("NAME,...")] = (
+    batch_size: Count = 1
+    n: OptionalCount = None
+    tasks: Annotated[str, shown("NAME,...")] = (
         "lists,code,sudoku,expressions,word_problems"
     )
-    prompt: Annotated[int, _shown("N")] = 128
-    gen_length: Annotated[int, _shown("N")] = 64
-    sharpness: Annotated[float, _shown("X")] = 1.0
-    repeats: Annotated[int, _shown("N")] = 5
-    seed: Annotated[int, _shown("N")] = 0
-    output: Annotated[OptionalText, _shown("FILE.json")] = None
+    prompt: Count = 128
+    gen_length: Count = 64
+    sharpness: Annotated[float, shown("X")] = 1.0
+    repeats: Count = 5
+    seed: Count = 0
+    output: Annotated[OptionalText, shown("FILE.json")] = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,12 +147,12 @@ def parse(argv: Sequence[str]) -> Request:
         check_new_file(flags.output, "--output")
     entries = read_entries(flags.method_file)
     names = flags.methods or ("lrd" if flags.sweep else DEFAULT_METHODS)
-    methods = choose(_names(names, "--methods"), entries, flags.gen_length)
+    methods = choose(read_names(names, "--methods"), entries, flags.gen_length)
     if flags.sweep and len(methods) > 1:
         raise UserError(f"`--sweep` measures one method, got `--methods` {names}.")
     sweep = _read_sweep(flags, words, shape, entries, methods[0].name)
     methods, twins = _with_twins(methods, flags)
-    found = find_members(_names(flags.tasks, "--tasks"))
+    found = find_members(read_names(flags.tasks, "--tasks"))
     return Request(
         flags=flags,
         shape=shape,
@@ -161,9 +165,8 @@ def parse(argv: Sequence[str]) -> Request:
 
 
 def _check_numbers(flags: Flags) -> None:
-    for name in ("batch_size", "prompt", "gen_length", "repeats"):
-        value = getattr(flags, name)
-        check(value >= 1, f"--{name.replace('_', '-')}", value, "at least 1")
+    check_counts(flags, "batch_size", "prompt", "gen_length", "repeats")
+    check_seed(flags.seed)
     check_rows(flags.batch_size, flags.prompt + flags.gen_length)
     if flags.n is not None:
         even = flags.n >= 1 and flags.n % flags.batch_size == 0
@@ -171,8 +174,6 @@ def _check_numbers(flags: Flags) -> None:
         check(even, "--n", flags.n, multiple)
     positive = 0 < flags.sharpness < float("inf")
     check(positive, "--sharpness", flags.sharpness, "a finite number above 0")
-    in_range = 0 <= flags.seed <= MAX_SEED
-    check(in_range, "--seed", flags.seed, f"in [0, {MAX_SEED}]")
 
 
 def _check_unused(flags: Flags, is_random: bool) -> None:
@@ -228,13 +229,6 @@ def find_shape(name: str) -> ModelConfig | None:
     if missing:
         raise UserError(f"{where}: a model needs {', '.join(missing)} as well.")
     return build(ModelConfig, values, where)
-
-
-def _names(text: str, flag: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise UserError(f"`{flag}` must be names with commas between, got {text!r}.")
-    return names
 
 
 def _read_sweep(

@@ -5,19 +5,11 @@ Imports neither JAX nor a model, so that `--help` and mistakes are answered at o
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from lrd_jax import figure
-from lrd_jax.cli import (
-    MAX_SEED,
-    CoordinatorFlag,
-    MeshFlag,
-    OptionalCount,
-    OptionalText,
-    Switch,
-)
 from lrd_jax.errors import UserError
 from lrd_jax.evaluation.methods import (
     ALL,
@@ -28,15 +20,25 @@ from lrd_jax.evaluation.methods import (
     read_entries,
     swept,
 )
+from lrd_jax.flags import (
+    CoordinatorFlag,
+    Count,
+    DtypeFlag,
+    MeshFlag,
+    OptionalCount,
+    OptionalText,
+    QuantizeFlag,
+    Switch,
+    check_counts,
+    check_seed,
+    read_names,
+    shown,
+)
 from lrd_jax.mesh_shape import parse_mesh
 from lrd_jax.processes import Meeting, parse_meeting
 from lrd_jax.quantization import kind_of
 from lrd_jax.settings import check_given_once
 from lrd_jax.tasks import Task, named
-
-
-def _shown(metavar: str) -> Any:
-    return tyro.conf.arg(metavar=metavar)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,25 +80,23 @@ class Flags:
         process_id: which of them this is, from 0.
     """
 
-    ckpt: Annotated[OptionalText, _shown("DIR|NAME")] = None
-    tasks: Annotated[str, _shown("NAME,...")] = (
+    ckpt: Annotated[OptionalText, shown("DIR|NAME")] = None
+    tasks: Annotated[str, shown("NAME,...")] = (
         "lists,code,sudoku,expressions,word_problems"
     )
-    n: Annotated[int, _shown("N")] = 1000
+    n: Count = 1000
     split: Literal["train", "validation", "test"] = "test"
-    methods: Annotated[OptionalText, _shown("NAME,...|all")] = None
-    method_file: Annotated[str, _shown("FILE.toml|NAME")] = "methods"
-    baseline: Annotated[OptionalText, _shown("NAME")] = None
-    sweep: Annotated[OptionalText, _shown("SETTING=VALUE,...")] = None
-    gen_length: Annotated[int, _shown("N")] = 64
-    output: Annotated[OptionalText, _shown("DIR")] = None
-    plot: Annotated[OptionalText, _shown("FILE.png")] = None
-    batch_size: Annotated[int, _shown("N")] = 32
-    seed: Annotated[int, _shown("N")] = 0
-    dtype: Annotated[Literal["float32", "bfloat16"] | None, tyro.conf.DisallowNone] = (
-        None
-    )
-    quantize: Annotated[Literal["int8"] | None, tyro.conf.DisallowNone] = None
+    methods: Annotated[OptionalText, shown("NAME,...|all")] = None
+    method_file: Annotated[str, shown("FILE.toml|NAME")] = "methods"
+    baseline: Annotated[OptionalText, shown("NAME")] = None
+    sweep: Annotated[OptionalText, shown("SETTING=VALUE,...")] = None
+    gen_length: Count = 64
+    output: Annotated[OptionalText, shown("DIR")] = None
+    plot: Annotated[OptionalText, shown("FILE.png")] = None
+    batch_size: Count = 32
+    seed: Count = 0
+    dtype: DtypeFlag = None
+    quantize: QuantizeFlag = None
     quantize_embeddings: Switch = False
     mesh: MeshFlag = None
     coordinator: CoordinatorFlag = None
@@ -139,19 +139,15 @@ def parse(argv: Sequence[str]) -> Request:
         description=Flags.__doc__ and Flags.__doc__.partition("\n")[0],
         args=list(argv),
     )
-    for name in ("n", "batch_size", "gen_length"):
-        if getattr(flags, name) < 1:
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"`{flag}` must be at least 1, got {getattr(flags, name)}.")
-    if not 0 <= flags.seed <= MAX_SEED:
-        raise UserError(f"`--seed` must be in [0, {MAX_SEED}], got {flags.seed}.")
+    check_counts(flags, "n", "batch_size", "gen_length")
+    check_seed(flags.seed)
     kind_of(flags.quantize, flags.quantize_embeddings)  # Raises where they clash.
     if flags.mesh is not None:
         parse_mesh(flags.mesh)
     meeting = parse_meeting(
         flags.coordinator, flags.num_processes, flags.process_id, flags.output
     )
-    members = find_members(_names(flags.tasks, "--tasks"))
+    members = find_members(read_names(flags.tasks, "--tasks"))
     sweep = None if flags.sweep is None else parse_sweep(flags.sweep)
     methods = _methods(flags, sweep)
     if flags.plot is not None:
@@ -187,19 +183,12 @@ def find_members(names: Sequence[str]) -> dict[str, list[Task]]:
     return members
 
 
-def _names(text: str, flag: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise UserError(f"`{flag}` must be names with commas between, got {text!r}.")
-    return names
-
-
 def _methods(flags: Flags, sweep: Sweep | None) -> list[Method]:
     text = flags.methods
     if text is None:
         text = ALL if sweep is None else "lrd"
     entries = read_entries(flags.method_file)
-    chosen = choose(_names(text, "--methods"), entries, flags.gen_length)
+    chosen = choose(read_names(text, "--methods"), entries, flags.gen_length)
     if sweep is None:
         return chosen
     fixed = flags.baseline or "baseline"
