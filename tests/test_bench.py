@@ -15,11 +15,11 @@ from train_toy import quick_compile as quick_compile
 import lrd_jax.model_file
 from lrd_jax import builtin, staging
 from lrd_jax.bench import main
-from lrd_jax.benchmark import clock, measure, sweep
+from lrd_jax.benchmark import clock, measure, ours, sweep
 from lrd_jax.benchmark.parts import part_runs, summarise_parts
 from lrd_jax.benchmark.request import parse
 from lrd_jax.benchmark.subject import make_subject
-from lrd_jax.config import BaselineConfig
+from lrd_jax.config import BaselineConfig, DecodeConfig
 from lrd_jax.decode.state import Phase
 from lrd_jax.errors import UserError
 
@@ -35,8 +35,22 @@ def run(folder, flags, fields=None):
     return json.loads(output.read_text())
 
 
-def test_each_method_has_its_parts_and_its_decode(tmp_path, capsys):
+def rounds_of(monkeypatch, module):
+    """Of each time that `module` takes what it compares in turn."""
+    seen = []
+
+    def interleave(runs, repeats):
+        seen.append(repeats)
+        return clock.interleave(runs, repeats)
+
+    monkeypatch.setattr(module, "interleave", interleave)
+    return seen
+
+
+def test_each_method_has_its_parts_and_its_decode(tmp_path, capsys, monkeypatch):
+    rounds = rounds_of(monkeypatch, measure)
     report = run(tmp_path, "--methods baseline,lrd --n 4 --batch-size 2 --repeats 2")
+    assert rounds == [2, 2]  # Of the parts, and of the whole decodes.
     out, err = capsys.readouterr()
     assert list(report["methods"]) == ["baseline", "lrd"]
     baseline = report["methods"]["baseline"]
@@ -91,8 +105,10 @@ def test_without_decoding_only_the_parts_are_measured(tmp_path, capsys):
     assert "whole decode" not in capsys.readouterr().out
 
 
-def test_a_sweep_measures_one_axis_at_a_time(tmp_path, capsys):
-    report = run(tmp_path, "--sweep B=1,2 W=2,4 --sweep V=64,128")
+def test_a_sweep_measures_one_axis_at_a_time(tmp_path, capsys, monkeypatch):
+    rounds = rounds_of(monkeypatch, sweep)
+    report = run(tmp_path, "--sweep B=1,2 W=2,4 --sweep V=64,128 --repeats 2")
+    assert {*rounds} == {2}
     values = {
         axis: [point["value"] for point in found["points"]]
         for axis, found in report["sweep"].items()
@@ -140,6 +156,15 @@ def test_flags_of_random_weights_reach_the_subject(tmp_path):
         np.testing.assert_array_equal, base.params["blocks"], sharp.params["blocks"]
     )
     assert not np.isin(base.batches[0].ids, [60, 61, 63]).any()
+
+
+def test_the_seed_makes_the_sample(tmp_path):
+    subject = make_subject(request(tmp_path, "--n", "4", "--batch-size", "2"))
+    cfg = DecodeConfig(gen_length=4, temperature=5.0, stop_at_eos=False)
+    first, other = (ours.compile_method(subject, cfg, seed) for seed in (0, 1))
+    tokens = first.run().tokens
+    np.testing.assert_array_equal(first.run().tokens, tokens)
+    assert np.any(other.run().tokens != tokens)
 
 
 def test_runs_are_taken_in_turn_and_the_first_round_does_not_count():

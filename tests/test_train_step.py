@@ -9,11 +9,13 @@ import numpy as np
 import optax
 import pytest
 
+from lrd_jax import builtin
 from lrd_jax.model import backbone, families
-from lrd_jax.training.data import Example, data_from_examples
+from lrd_jax.training import start
+from lrd_jax.training.data import Example, data_from_examples, pad
 from lrd_jax.training.loop import is_soft
 from lrd_jax.training.optimiser import learning_rate, make_optimiser, matrix_axes
-from lrd_jax.training.settings import TrainConfig
+from lrd_jax.training.settings import TrainConfig, read_recipe
 from lrd_jax.training.step import batch_loss, init_state, make_step_fn
 from tests.train_toy import copy_lines, model_config
 from tests.train_toy import quick_compile as quick_compile
@@ -68,6 +70,27 @@ def test_the_loss_falls(model, optimiser, soft):
     assert np.mean(losses[-10:]) < 0.4 * np.mean(losses[:10])
     assert int(state.step) == 100
     assert float(state.row_counts[0]) == 1600
+
+
+def test_the_seed_makes_masks_and_first_weights(model):
+    """From the same weights and rows; what order the rows have is the data's."""
+    model_cfg, denoiser, params = model
+    row = Example(*copy_lines(1)[0].values(), 0)
+    batch = pad([row] * 16, 4, model_cfg.pad_id)
+    optimiser = make_optimiser(CONFIG)
+    first, other = (
+        make_step_fn(
+            denoiser, dataclasses.replace(CONFIG, seed=seed), optimiser, soft=False
+        )(init_state(jax.tree.map(jnp.copy, params), optimiser, 1), batch)
+        for seed in (0, 1)
+    )
+    assert first.loss_sums[0] != other.loss_sums[0]
+    recipe = read_recipe("tiny_train")
+    first, other = (
+        start.from_recipe(recipe, seed, builtin.find("tiny")).params()
+        for seed in (0, 1)
+    )
+    assert distance(first, other) > 0
 
 
 @functools.cache
