@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from lrd_jax.config import DecodeConfig, ModelConfig
-from lrd_jax.flags import Count, shown
+from lrd_jax.flags import Number, shown
 from lrd_jax.process import exit_code, memory_errors, say
 from lrd_jax.settings import check, check_given_once, check_rows
 from lrd_jax.shapes import SHAPES
@@ -47,10 +47,10 @@ class Flags:
 
     models: Annotated[tuple[str, ...], shown("NAME ...")] = tuple(SHAPES)
     chip: Literal["v5e", "v5p", "v6e"] = "v5p"
-    batch_size: Count = 1
-    prompt: Count = 512
-    gen_length: Count = 1024
-    block_length: Count = 32
+    batch_size: Number = 1
+    prompt: Number = 512
+    gen_length: Number = 1024
+    block_length: Number = 32
 
 
 @dataclasses.dataclass(frozen=True)

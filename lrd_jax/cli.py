@@ -14,10 +14,10 @@ from lrd_jax.config import METHODS, MethodConfig
 from lrd_jax.errors import UserError
 from lrd_jax.flags import (
     CoordinatorFlag,
-    Count,
     DtypeFlag,
     MeshFlag,
-    OptionalCount,
+    Number,
+    OptionalNumber,
     OptionalText,
     QuantizeFlag,
     Switch,
@@ -89,8 +89,8 @@ class Flags(Generic[FieldsT]):
     method: Annotated[
         Literal["lrd", "baseline", "llada", "dream"] | None, tyro.conf.DisallowNone
     ] = None
-    batch_size: Count = 8
-    seed: Count = 0
+    batch_size: Number = 8
+    seed: Number = 0
     raw: Switch = False
     infill: Switch = False
     dtype: DtypeFlag = None
@@ -98,8 +98,8 @@ class Flags(Generic[FieldsT]):
     quantize_embeddings: Switch = False
     mesh: MeshFlag = None
     coordinator: CoordinatorFlag = None
-    num_processes: OptionalCount = None
-    process_id: OptionalCount = None
+    num_processes: OptionalNumber = None
+    process_id: OptionalNumber = None
     timings: Switch = False
     decode: FieldsT
 

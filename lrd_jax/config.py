@@ -6,7 +6,7 @@ distribution, H its entropy in nats, D the KL divergence between successive pred
 
 import dataclasses
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from lrd_jax.errors import UserError
 from lrd_jax.settings import check, check_types
@@ -259,6 +259,11 @@ class DecodeConfig(WindowConfig):
             )
 
 
+def _fixed(value: Any) -> Any:
+    """A setting that has this value and cannot be given."""
+    return dataclasses.field(default=value, init=False)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaselineConfig(DecodeConfig):
     """The paper's baseline: the same loop on hard masks, one forward per commit.
@@ -267,20 +272,16 @@ class BaselineConfig(DecodeConfig):
     soft embeddings, phase 1 and the KL stop nothing to act on: none can be set.
     """
 
-    r_f: float = dataclasses.field(default=0.0, init=False)
-    r_f_decode: float | None = dataclasses.field(default=None, init=False)
-    top_p: float = dataclasses.field(default=DecodeConfig.top_p, init=False)
-    tau_refine: float = dataclasses.field(default=DecodeConfig.tau_refine, init=False)
-    tau_decode: float = dataclasses.field(default=0.0, init=False)
-    max_refine_steps: int = dataclasses.field(default=0, init=False)
-    refine_per_commit: int = dataclasses.field(default=0, init=False)
-    kl_criterion: Literal["value", "delta"] = dataclasses.field(
-        default=DecodeConfig.kl_criterion, init=False
-    )
-    kl_patience: int = dataclasses.field(default=DecodeConfig.kl_patience, init=False)
-    stop_entropy: float = dataclasses.field(
-        default=DecodeConfig.stop_entropy, init=False
-    )
+    r_f: float = _fixed(0.0)
+    r_f_decode: float | None = _fixed(None)
+    top_p: float = _fixed(DecodeConfig.top_p)
+    tau_refine: float = _fixed(DecodeConfig.tau_refine)
+    tau_decode: float = _fixed(0.0)
+    max_refine_steps: int = _fixed(0)
+    refine_per_commit: int = _fixed(0)
+    kl_criterion: Literal["value", "delta"] = _fixed(DecodeConfig.kl_criterion)
+    kl_patience: int = _fixed(DecodeConfig.kl_patience)
+    stop_entropy: float = _fixed(DecodeConfig.stop_entropy)
 
     method: ClassVar[str] = "baseline"
 

@@ -23,8 +23,8 @@ def shown(metavar: str) -> Any:
 
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 OptionalText = Annotated[str | None, tyro.conf.DisallowNone]
-Count = Annotated[int, shown("N")]
-OptionalCount = Annotated[int | None, tyro.conf.DisallowNone, shown("N")]
+Number = Annotated[int, shown("N")]
+OptionalNumber = Annotated[int | None, tyro.conf.DisallowNone, shown("N")]
 DtypeFlag = Annotated[Literal["float32", "bfloat16"] | None, tyro.conf.DisallowNone]
 QuantizeFlag = Annotated[Literal["int8"] | None, tyro.conf.DisallowNone]
 MeshFlag = Annotated[OptionalText, shown("data=N,model=N|auto")]

@@ -63,7 +63,8 @@ def jobs_from_file(path: str) -> tuple[list[Job], str]:
     first_line: dict[int | str, int] = {}
 
     def read(line: int, value: dict[str, Any]) -> Job:
-        name = _checked_id(value, line)
+        _check(value)
+        name = value.get("id", line)
         if name in first_line:
             raise UserError(
                 f"id {name!r} is taken by line {first_line[name]} already (a line "
@@ -79,8 +80,8 @@ def jobs_from_file(path: str) -> tuple[list[Job], str]:
     return jobs, digest
 
 
-def _checked_id(value: dict[str, Any], line: int) -> int | str:
-    """The id of a line that is a job as far as can be told without the model."""
+def _check(value: dict[str, Any]) -> None:
+    """Raises a `UserError` unless it is a job, as far as can be told without model."""
     check_keys(value, KEYS)
     kind = only_key(value, KINDS)
     if "open" in value and kind != "prompt_ids":
@@ -94,12 +95,11 @@ def _checked_id(value: dict[str, Any], line: int) -> int | str:
         raise UserError(f"`messages` must be a list, got {short(value[kind])}.")
     if "open" in value:
         _check_ids(value["open"], "open")
-    name = value.get("id", line)
+    name = value.get("id", 0)
     if isinstance(name, bool) or not isinstance(name, int | str):
         raise UserError(f"`id` must be a string or a whole number, got {short(name)}.")
     if isinstance(name, str):
         _check_text(name)
-    return name
 
 
 def _check_text(text: object) -> None:

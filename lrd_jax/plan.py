@@ -17,7 +17,7 @@ import tyro
 from lrd_jax import builtin, model_file
 from lrd_jax.config import DecodeConfig, ModelConfig
 from lrd_jax.errors import UserError
-from lrd_jax.flags import Count, OptionalCount, QuantizeFlag, Switch, shown
+from lrd_jax.flags import Number, OptionalNumber, QuantizeFlag, Switch, shown
 from lrd_jax.hardware import DEVICES, GIB, USABLE
 from lrd_jax.mesh_shape import MeshShape, parse_mesh
 from lrd_jax.process import exit_code
@@ -62,10 +62,10 @@ class Flags:
     model: Annotated[str, shown("NAME|DIR")]
     device: Literal["v5e", "v5p", "v6e", "a100", "h100", "h200"]
     mesh: str = "model=1"
-    batch_size: Count = 1
-    prompt: Count = 512
-    gen_length: Count = 256
-    block_length: OptionalCount = None
+    batch_size: Number = 1
+    prompt: Number = 512
+    gen_length: Number = 256
+    block_length: OptionalNumber = None
     cache: Literal["none", "prefix", "dual"] = "none"
     quantize: QuantizeFlag = None
     quantize_embeddings: Switch = False

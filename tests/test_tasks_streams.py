@@ -20,7 +20,7 @@ from lrd_jax.tasks import draw
 
 NAMES = list(tasks.TASKS)
 PINNED = 100  # Problems under each hash of GOLDEN.
-FEW = 25  # Problems that the tests look at: the shape checker makes drawing slow.
+FEW = 25  # Problems that the tests look at.
 
 # Longest answer in characters: a window of 64 tokens has room for each.
 LONGEST = {

@@ -18,8 +18,8 @@ from lrd_jax.errors import UserError
 from lrd_jax.evaluation.methods import Entries, Method, choose, read_entries
 from lrd_jax.evaluation.request import find_members
 from lrd_jax.flags import (
-    Count,
-    OptionalCount,
+    Number,
+    OptionalNumber,
     OptionalText,
     check_counts,
     check_seed,
@@ -81,16 +81,16 @@ class Flags:
         tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, shown("AXIS=N,...")
     ] = ()
     decode: bool = True
-    batch_size: Count = 1
-    n: OptionalCount = None
+    batch_size: Number = 1
+    n: OptionalNumber = None
     tasks: Annotated[str, shown("NAME,...")] = (
         "lists,code,sudoku,expressions,word_problems"
     )
-    prompt: Count = 128
-    gen_length: Count = 64
+    prompt: Number = 128
+    gen_length: Number = 64
     sharpness: Annotated[float, shown("X")] = 1.0
-    repeats: Count = 5
-    seed: Count = 0
+    repeats: Number = 5
+    seed: Number = 0
     output: Annotated[OptionalText, shown("FILE.json")] = None
 
 

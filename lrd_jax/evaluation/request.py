@@ -22,10 +22,10 @@ from lrd_jax.evaluation.methods import (
 )
 from lrd_jax.flags import (
     CoordinatorFlag,
-    Count,
     DtypeFlag,
     MeshFlag,
-    OptionalCount,
+    Number,
+    OptionalNumber,
     OptionalText,
     QuantizeFlag,
     Switch,
@@ -84,24 +84,24 @@ class Flags:
     tasks: Annotated[str, shown("NAME,...")] = (
         "lists,code,sudoku,expressions,word_problems"
     )
-    n: Count = 1000
+    n: Number = 1000
     split: Literal["train", "validation", "test"] = "test"
     methods: Annotated[OptionalText, shown("NAME,...|all")] = None
     method_file: Annotated[str, shown("FILE.toml|NAME")] = "methods"
     baseline: Annotated[OptionalText, shown("NAME")] = None
     sweep: Annotated[OptionalText, shown("SETTING=VALUE,...")] = None
-    gen_length: Count = 64
+    gen_length: Number = 64
     output: Annotated[OptionalText, shown("DIR")] = None
     plot: Annotated[OptionalText, shown("FILE.png")] = None
-    batch_size: Count = 32
-    seed: Count = 0
+    batch_size: Number = 32
+    seed: Number = 0
     dtype: DtypeFlag = None
     quantize: QuantizeFlag = None
     quantize_embeddings: Switch = False
     mesh: MeshFlag = None
     coordinator: CoordinatorFlag = None
-    num_processes: OptionalCount = None
-    process_id: OptionalCount = None
+    num_processes: OptionalNumber = None
+    process_id: OptionalNumber = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
