@@ -356,6 +356,10 @@ class DreamConfig(WindowConfig):
         if self.alg == "origin":
             why = "0 when `alg` is origin: its positions are random already"
             check(self.alg_temp == 0, "alg_temp", self.alg_temp, why)
+            if self.temperature == 0:
+                why = "left out when `alg` is origin and `temperature` 0: no use of it"
+                check(self.sample_top_p == 1, "sample_top_p", self.sample_top_p, why)
+                check(self.sample_top_k is None, "sample_top_k", self.sample_top_k, why)
 
 
 MethodConfig = DecodeConfig | LladaConfig | DreamConfig

@@ -11,7 +11,7 @@ from lrd_jax.base import MODEL, Params
 from lrd_jax.decode import slots
 from lrd_jax.decode.slots import Slots
 from lrd_jax.mesh_shape import AUTO, parse_mesh
-from lrd_jax.process import say
+from lrd_jax.process import memory_errors, say
 from lrd_jax.source import Source
 
 
@@ -60,12 +60,19 @@ def place(
         source: the checkpoint.
         mesh: from `open_mesh`.
         make_slots: `slots.make_slots`, or a test's own.
+
+    Raises:
+        UserError: the weights do not fit.
     """
     make_slots = make_slots or slots.make_slots
+    hint = (
+        f"for the weights in {source.dtype}: give `--quantize int8`, a smaller "
+        "`--dtype`, or a `--mesh` with a larger `model`"
+    )
+    with memory_errors(hint):
+        denoiser, params = source.load() if mesh is None else source.load(mesh)
     if mesh is None:
-        denoiser, params = source.load()
         return Placed(params, functools.partial(make_slots, denoiser))
-    denoiser, params = source.load(mesh)
     specs = sharding.specs(source.config, mesh.shape[MODEL], source.quantization)
     return Placed(
         params,

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import pathlib
 import re
 import sys
@@ -174,6 +175,8 @@ def _settings(
     """What the records of all methods depend on, flat."""
     import importlib.metadata
 
+    import jax
+
     flags = request.flags
     texts = [
         [problem.instance.prompt, problem.instance.payload]
@@ -189,7 +192,9 @@ def _settings(
         "n": flags.n,
         "split": flags.split,
         "seed": flags.seed,
-        # The answers do not depend on it, but the seconds do.
+        # The answers do not depend on these, but the seconds do.
+        "device": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
         "batch_size": flags.batch_size,
         "mesh": {} if mesh is None else dict(mesh.shape),
         "processes": team.count,

@@ -60,7 +60,7 @@ def use_compilation_cache() -> None:
 
 @contextlib.contextmanager
 def memory_errors(hint: str) -> Iterator[None]:
-    """Turns a device's lack of memory into a `UserError`.
+    """Turns a device's lack of memory, or this machine's, into a `UserError`.
 
     Args:
         hint: for what it has too little, and what to give instead.
@@ -69,6 +69,8 @@ def memory_errors(hint: str) -> Iterator[None]:
 
     try:
         yield
+    except MemoryError:  # Of the host, which reads the weights for the device.
+        raise UserError(f"this machine has too little memory {hint}.") from None
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -15,7 +15,7 @@ import tyro
 
 from lrd_jax.errors import UserError
 from lrd_jax.flags import OptionalText, Switch, last_value, shown, with_defaults
-from lrd_jax.process import exit_code, say, use_compilation_cache
+from lrd_jax.process import exit_code, memory_errors, say, use_compilation_cache
 from lrd_jax.settings import (
     build,
     check_given_once,
@@ -189,11 +189,14 @@ def _run(request: Request) -> int:
     folder.check_settings(settings)
     begun = bool(folder.saved_steps())
     # So are mistakes in the weights.
-    params = model.abstract_params() if begun else model.params()
+    too_large = "for the weights, their average and moments: train a smaller model"
+    with memory_errors(too_large):
+        params = model.abstract_params() if begun else model.params()
     with folder.locked():
         folder.keep_settings(settings)
         model.save_tokenizer(folder.tokenizer)
-        state, seconds = restore(run, params)
+        with memory_errors(too_large):
+            state, seconds = restore(run, params)
         done = int(state.step)
         if begun:
             say(f"{folder.path}: {done} of {cfg.steps} steps are done already.")

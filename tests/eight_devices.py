@@ -13,6 +13,7 @@ import re
 import tempfile
 import traceback
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -212,7 +213,7 @@ def int8_as_on_one_device(cfg, kind, shape):
             lrd_jax.load(f"{name}/ckpt", mesh=where, **flags).params
             for where in (None, mesh)
         )
-    jax.tree.map(np.testing.assert_array_equal, many, one)
+    chex.assert_trees_all_equal(many, one)
     inputs = (*prompts(4), KEY)
     got = sharding.batch_decode(decode_fn, mesh, specs)(many, *inputs)
     assert_same(jax.device_get(got), jax.device_get(decode_fn(one, *inputs)))

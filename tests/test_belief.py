@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -166,7 +167,7 @@ def test_tiles_change_nothing_whatever_the_remainder(count):
     want = fn(rows)
     for tile in (1, 3, 4, 20):
         got = belief.map_tiles(fn, rows, tile)
-        jax.tree.map(np.testing.assert_array_equal, got, want)
+        chex.assert_trees_all_equal(got, want)
 
 
 def test_the_logits_of_a_tile_take_at_most_128_mebibytes():
@@ -321,7 +322,7 @@ def test_a_row_of_nan_is_not_finite_and_its_neighbours_are():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("scale", [0.1, 3.0])
 def test_mean_embeddings_err_within_the_stated_bound(dtype, scale):
-    """2^-8 of the mean's magnitude in bfloat16, half its spacing; in float32 sums."""
+    """2^-8 of sum(p |e|) in bfloat16, half its spacing; in float32 that of sums."""
     denoiser, params, _ = tiny_model(dtype)
     p, exact = random_probs(9, scale)
     table = np.asarray(params["embed"], np.float64)

@@ -1,5 +1,6 @@
 """Checkpoints written and restored, on one device and on eight, whole and damaged."""
 
+import functools
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,11 +64,8 @@ def edit_model_file(path, **changes):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def assert_trees_equal(got, want):
-    assert jax.tree.structure(got) == jax.tree.structure(want)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
+# Values and dtypes.
+assert_trees_equal = functools.partial(chex.assert_trees_all_equal, strict=True)
 
 
 def test_what_is_saved_is_restored(saved, params):
@@ -92,7 +91,7 @@ def test_bfloat16_is_kept(params, tmp_path):
 def test_saving_leaves_the_parameters_alone(params, tmp_path):
     before = jax.tree.map(np.array, params)
     checkpoint.save_params(tmp_path / "ckpt", CFG, params)
-    jax.tree.map(np.testing.assert_array_equal, params, before)
+    assert_trees_equal(params, before)
 
 
 def test_a_leaf_may_come_as_an_array_or_in_pieces(saved, params, tmp_path):

@@ -66,6 +66,13 @@ def test_the_entropy_bound_holds_in_each_row_by_itself(bound, want):
         assert taken(alone) == want[row : row + 1]
 
 
+def test_what_is_small_beside_the_largest_counts_against_an_entropy_bound():
+    entropy = floats([[1e-8, 4.0, 0.0, 0.0]])
+    still_open = jnp.array([[True, True, False, False]])
+    assert taken(within_entropy_bound(entropy, still_open, 0.0)) == [[0]]
+    assert taken(within_entropy_bound(entropy, still_open, 1e-8)) == [[0, 1]]
+
+
 def test_the_margin_is_the_lead_over_the_next_token():
     probs = floats([[0.1, 0.6, 0.3], [0.4, 0.4, 0.2], [1, 0, 0]])
     got = margin(probs, jnp.array([1, 0, 0]))

@@ -247,6 +247,35 @@ def test_a_complete_run_loads_no_weights(tmp_path):
     assert report(tmp_path)["methods"]["lrd"] == before["methods"]["lrd"]
 
 
+def test_a_baseline_that_goes_on_behind_the_text_is_said_to(tmp_path, capsys):
+    said = "baseline goes on behind the end of the text, where others stop"
+    flags = [*SHORT, "--output", tmp_path, "--methods"]
+    assert run_toy([*flags, "baseline,lrd"]) == 0
+    assert said in capsys.readouterr().out
+    for enough in ("baseline,lrd,baseline_eos", "baseline", "lrd,baseline_eos"):
+        assert run_toy([*flags, enough]) == 0
+        assert said not in capsys.readouterr().out
+
+
+def test_records_of_another_machine_are_refused(tmp_path, capsys, monkeypatch):
+    flags = [*SHORT, *PAIR, "--output", tmp_path]
+    assert run_toy(flags) == 0
+    monkeypatch.setattr(os, "cpu_count", lambda: 999)
+    assert run_toy(flags) == 2
+    assert "cores was" in capsys.readouterr().err
+
+
+def test_weights_that_do_not_fit_are_one_line(tmp_path, capsys):
+    def load():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: hbm\nand a table")
+
+    flags = [*SHORT, *PAIR, "--output", tmp_path]
+    assert run_toy(flags, load=load) == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith("error: the device has too little memory for the weights in ")
+    assert err.endswith("or a `--mesh` with a larger `model`.")
+
+
 def test_a_killed_process_loses_nothing(tmp_path):
     flags = [*SHORT, *PAIR, "--output"]
     assert run_toy([*flags, tmp_path / "whole"]) == 0

@@ -444,6 +444,8 @@ def test_two_multi_commit_rules_at_once_are_refused(cls, left_out):
         (BaselineConfig, dict(cache_refresh_kl=0.5), "cache_refresh_kl"),
         (DecodeConfig, dict(cache_lane=2), "cache_lane"),
         (DreamConfig, dict(alg="origin", alg_temp=0.5), "alg_temp"),
+        (DreamConfig, dict(alg="origin", sample_top_p=0.5), "sample_top_p"),
+        (DreamConfig, dict(alg="origin", sample_top_k=5), "sample_top_k"),
         (
             LladaConfig,
             dict(remasking="random", confidence_eos_eot_inf=True),

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,10 +79,10 @@ def test_weights_are_float32_on_cpu_unless_asked(folders, models, params):
     assert jax.default_backend() == "cpu"
     stored = params["llada"]
     want = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), stored)
-    jax.tree.map(np.testing.assert_array_equal, models["llada"].params, want)
+    chex.assert_trees_all_equal(models["llada"].params, want)
     assert models["llada"].params["embed"].dtype == jnp.float32
     asked = load(str(folders / "llada"), dtype="bfloat16").params
-    jax.tree.map(np.testing.assert_array_equal, asked, stored)
+    chex.assert_trees_all_equal(asked, stored)
     assert asked["embed"].dtype == jnp.bfloat16
 
 
@@ -138,17 +139,15 @@ def test_padding_changes_nothing(models, family, before, behind):
 
 def test_logits_compile_once_and_have_gradients(models):
     model = models["llada"]
-    traces = []
 
+    @chex.assert_max_traces(n=1)
     def embed(params, ids):
-        traces.append("traced")
         return model.denoiser.embed(params, ids)
 
     counted = dataclasses.replace(model.denoiser, embed=embed)
     other = dataclasses.replace(model, denoiser=counted)
     other.logits(model.params, IDS)
     other.logits(jax.tree.map(lambda x: 2 * x, model.params), IDS + 1)
-    assert len(traces) == 1
     gradient = jax.grad(lambda p: model.logits(p, IDS)[0, 0, 5])(model.params)
     assert np.abs(gradient["head"][:, 5]).max() > 0
     # Ids and masks may be traced too.

@@ -259,6 +259,20 @@ def first_scores(prompt, gen_length, seed):
     return samplers.softmax(logits)[len(prompt) :].max(axis=1)
 
 
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        LladaConfig(gen_length=4, stop_at_eos=False, remasking="random"),
+        DreamConfig(gen_length=4, stop_at_eos=False, alg="origin"),
+        DreamConfig(gen_length=4, stop_at_eos=False, alg_temp=0.5),
+    ],
+)
+def test_random_orders_work_where_jax_has_float64(cfg):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        result = toy.decode(cfg, 0, mask=-20.0)
+    assert (result.commit_step >= 0).all()
+
+
 def test_alg_temp_draws_positions_without_replacement():
     """Two of five at the first step, as two draws from what is left each time."""
     cfg = DreamConfig(

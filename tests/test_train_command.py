@@ -393,6 +393,17 @@ def test_too_little_memory_is_one_line(start, tmp_path, monkeypatch, capsys):
     assert "Traceback" not in err
 
 
+def test_weights_that_do_not_fit_are_one_line(start, tmp_path, monkeypatch, capsys):
+    def no_room(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(loop, "init_state", no_room)
+    assert run(tmp_path / "run", start) == 2
+    err = capsys.readouterr().err
+    assert "error: this machine has too little memory for the weights, their av" in err
+    assert "Traceback" not in err
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [

@@ -185,7 +185,8 @@ def _decode_figures(
 
 
 def _compile_figures(ours: Ours) -> dict[str, Any]:
+    reserved = ours.temporaries
     return {
         "compile_seconds": ours.compile_seconds,
-        "temporaries_mib": ours.temporaries / MIB,
+        "temporaries_mib": None if reserved is None else reserved / MIB,
     }

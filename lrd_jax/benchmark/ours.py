@@ -47,13 +47,15 @@ class Ours:
 
     Attributes:
         run: decodes all prompts.
-        compile_seconds: tracing and compiling, nothing of it from a cache on disk.
-        temporaries: bytes that XLA reserves for a decode beside weights and prompts.
+        compile_seconds: tracing, and compiling or, if the user has set JAX's own
+            JAX_COMPILATION_CACHE_DIR, reading what is there.
+        temporaries: bytes that XLA reserves for a decode beside weights and prompts;
+            None where it does not say.
     """
 
     run: Callable[[], Outcome]
     compile_seconds: float
-    temporaries: int
+    temporaries: int | None
 
 
 def compile_method(subject: Subject, cfg: MethodConfig, seed: int) -> Ours:
@@ -84,5 +86,5 @@ def compile_method(subject: Subject, cfg: MethodConfig, seed: int) -> Ours:
     return Ours(
         run=run,
         compile_seconds=spent,
-        temporaries=getattr(memory, "temp_size_in_bytes", 0),
+        temporaries=getattr(memory, "temp_size_in_bytes", None),
     )

@@ -110,7 +110,9 @@ def within_entropy_bound(
     """
     rank = ranks(-entropy, still_open)
     ascending = jnp.sort(jnp.where(still_open, entropy, jnp.inf), axis=1)
-    before = jnp.cumsum(ascending, axis=1) - ascending  # The largest is the last.
+    # The sum without the last, which is the largest; not by taking it off again, which
+    # would lose what is small beside it.
+    before = jnp.pad(jnp.cumsum(ascending, axis=1)[:, :-1], ((0, 0), (1, 0)))
     size = jnp.sum(before <= bound, axis=1)
     return still_open & (rank < size[:, None])
 

@@ -9,7 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from lrd_jax.base import Denoiser
 from lrd_jax.config import BaselineConfig, DreamConfig, LladaConfig
@@ -59,7 +59,7 @@ def _llada_pick(
         # argmax(z + T * Gumbel) is a sample of softmax(z / T).
         token = belief.draw(logits / cfg.temperature, token_keys, vocab)
     if cfg.remasking == "random":
-        return token, jax.vmap(jax.random.uniform)(score_keys)
+        return token, _uniform(score_keys)
     if cfg.confidence_eos_eot_inf:
         ends = jnp.isin(vocab.ids(logits), jnp.asarray(eos_ids))
         logits = jnp.where(ends[None, :], -jnp.inf, logits)
@@ -127,7 +127,7 @@ def _dream_pick(
     if cfg.temperature > 0:
         token = belief.draw(logits, token_keys, vocab)
     if cfg.alg == "origin":
-        return token, jax.vmap(jax.random.uniform)(score_keys)
+        return token, _uniform(score_keys)
     if cfg.alg == "entropy":
         score = -filtered.entropy
     elif cfg.alg == "topk_margin":
@@ -136,8 +136,15 @@ def _dream_pick(
         score = vocab.at(filtered.probs, token)
     if cfg.alg_temp > 0:
         # The top n of score / T + Gumbel are n draws without replacement.
-        score = score / cfg.alg_temp + jax.vmap(jax.random.gumbel)(score_keys)
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, dtype=jnp.float32))
+        score = score / cfg.alg_temp + noise(score_keys)
     return token, score
+
+
+def _uniform(keys: Key[Array, " R"]) -> Float[Array, " R"]:
+    """A number for each key; float32, as all scores are, also where JAX has float64."""
+    draw = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))
+    return draw(keys)
 
 
 def _dream_choose(

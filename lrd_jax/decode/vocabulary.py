@@ -1,6 +1,7 @@
 """Reductions over the vocabulary: whole, or a part of it on each device of `model`.
 
-What crosses between devices is a few numbers of each row, never anything of size V.
+What crosses between devices is a few numbers of each row and each device's candidates
+for it: at most 64, or `sample_top_k`.
 """
 
 import dataclasses

@@ -26,6 +26,12 @@ def tables(report: Mapping[str, Any]) -> str:
             f" The difference is in points of accuracy, to {report['baseline']} on the "
             "same problems."
         )
+        if _lacks_a_twin(report):
+            lines[0] += (
+                f" {report['baseline']} goes on behind the end of the text, where "
+                "others stop: the same with `stop_at_eos` would say what that alone "
+                "saves."
+            )
     rows = [
         [name, *_overall(method["all"], name == report["baseline"])][: len(head)]
         for name, method in methods.items()
@@ -47,6 +53,17 @@ def tables(report: Mapping[str, Any]) -> str:
         lines += ["", f"Difference to {report['baseline']} for each task, points."]
         lines += ["", *markdown(["method", *first["tasks"]], others)]
     return "\n".join(lines) + "\n"
+
+
+def _lacks_a_twin(report: Mapping[str, Any]) -> bool:
+    """Whether others stop with the text and the baseline, in no entry, does."""
+    methods = report["methods"]
+    fixed = methods[report["baseline"]]
+    if fixed["settings"]["stop_at_eos"]:
+        return False
+    twin = (fixed["method"], fixed["settings"] | {"stop_at_eos": True})
+    others = [(m["method"], m["settings"]) for m in methods.values()]
+    return twin not in others and any(s["stop_at_eos"] for _, s in others)
 
 
 def accuracy(figures: Mapping[str, Any]) -> str:

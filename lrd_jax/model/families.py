@@ -108,8 +108,8 @@ def _mean_of_all(table: Weights, probs: Float[Array, "R V"]) -> Float[Array, "R 
     factor, scale = unpack(table)
     if scale is not None:  # Of the axis that is summed: it goes on the other factor.
         probs = probs * scale[None].astype(probs.dtype)
-    # Probabilities rounded to bfloat16 err by at most 2^-8 of the mean's magnitude, as
-    # much as the rounding of the result to the model's own dtype.
+    # Probabilities rounded to bfloat16 move the mean by at most 2^-8 of sum(p |e|), as
+    # rounding to the model's own dtype does elsewhere.
     return jnp.einsum(
         "rv,vd->rd",
         probs.astype(table.dtype),
