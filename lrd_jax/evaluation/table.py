@@ -57,13 +57,14 @@ def tables(report: Mapping[str, Any]) -> str:
 
 def _lacks_a_twin(report: Mapping[str, Any]) -> bool:
     """Whether others stop with the text and the baseline, in no entry, does."""
+    stops = "decode.stop_at_eos"
     methods = report["methods"]
     fixed = methods[report["baseline"]]
-    if fixed["settings"]["stop_at_eos"]:
+    if fixed["settings"][stops]:
         return False
-    twin = (fixed["method"], fixed["settings"] | {"stop_at_eos": True})
+    twin = (fixed["method"], fixed["settings"] | {stops: True})
     others = [(m["method"], m["settings"]) for m in methods.values()]
-    return twin not in others and any(s["stop_at_eos"] for _, s in others)
+    return twin not in others and any(s[stops] for _, s in others)
 
 
 def accuracy(figures: Mapping[str, Any]) -> str:
