@@ -237,8 +237,7 @@ class DecodeConfig(WindowConfig):
             check(self.klass_kl > 0, "klass_kl", self.klass_kl, "above 0")
         if self.temperature == 0:
             why = "left out when `temperature` is 0: nothing is sampled"
-            check(self.sample_top_p == 1, "sample_top_p", self.sample_top_p, why)
-            check(self.sample_top_k is None, "sample_top_k", self.sample_top_k, why)
+            _check_unfiltered(self.sample_top_p, self.sample_top_k, why)
         if self.cache == "none":
             why = "left out when `cache` is none"
             steps, kl = self.cache_refresh_steps, self.cache_refresh_kl
@@ -358,8 +357,7 @@ class DreamConfig(WindowConfig):
             check(self.alg_temp == 0, "alg_temp", self.alg_temp, why)
             if self.temperature == 0:
                 why = "left out when `alg` is origin and `temperature` 0: no use of it"
-                check(self.sample_top_p == 1, "sample_top_p", self.sample_top_p, why)
-                check(self.sample_top_k is None, "sample_top_k", self.sample_top_k, why)
+                _check_unfiltered(self.sample_top_p, self.sample_top_k, why)
 
 
 MethodConfig = DecodeConfig | LladaConfig | DreamConfig
@@ -388,3 +386,9 @@ def _check_sampling(sample_top_p: float, sample_top_k: int | None) -> None:
     check(0 < sample_top_p <= 1, "sample_top_p", sample_top_p, "in (0, 1]")
     ok = sample_top_k is None or sample_top_k >= 1
     check(ok, "sample_top_k", sample_top_k, "at least 1")
+
+
+def _check_unfiltered(sample_top_p: float, sample_top_k: int | None, why: str) -> None:
+    """Where filters would change nothing."""
+    check(sample_top_p == 1, "sample_top_p", sample_top_p, why)
+    check(sample_top_k is None, "sample_top_k", sample_top_k, why)

@@ -70,7 +70,7 @@ def place(
         "`--dtype`, or a `--mesh` with a larger `model`"
     )
     with memory_errors(hint):
-        denoiser, params = source.load() if mesh is None else source.load(mesh)
+        denoiser, params = source.load(mesh)
     if mesh is None:
         return Placed(params, functools.partial(make_slots, denoiser))
     specs = sharding.specs(source.config, mesh.shape[MODEL], source.quantization)

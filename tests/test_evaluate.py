@@ -236,7 +236,7 @@ def test_a_complete_run_loads_no_weights(tmp_path):
     assert run_toy(flags) == 0
     before = report(tmp_path)
 
-    def load():
+    def load(mesh):
         raise AssertionError("weights were read")
 
     assert run_toy(flags, load=load) == 0
@@ -266,7 +266,7 @@ def test_records_of_another_machine_are_refused(tmp_path, capsys, monkeypatch):
 
 
 def test_weights_that_do_not_fit_are_one_line(tmp_path, capsys):
-    def load():
+    def load(mesh):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: hbm\nand a table")
 
     flags = [*SHORT, *PAIR, "--output", tmp_path]
@@ -424,7 +424,7 @@ def test_values_that_are_no_numbers_stand_as_words():
 def test_a_real_model_is_measured(tmp_path):
     cfg = toy_config()
 
-    def load():
+    def load(mesh):
         params = backbone.init_params(cfg, jax.random.key(0))
         return families.make_denoiser(cfg), params
 

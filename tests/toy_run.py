@@ -62,7 +62,7 @@ def toy_backend():
 
 
 def toy_source(
-    tokenizer=True, template=None, load=lambda: (None, jnp.zeros(())), **changes
+    tokenizer=True, template=None, load=lambda _: (None, jnp.zeros(())), **changes
 ):
     return Source(
         config=toy_config(**changes),

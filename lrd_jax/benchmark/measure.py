@@ -180,13 +180,16 @@ def _decode_figures(
         "tokens_per_second": spread(rates),
         "useful_tokens": useful,
         "accuracy": subject.accuracy(outcome.tokens),
-        "memory_growth_mib": None if growth is None else growth / MIB,
+        "memory_growth_mib": _mib(growth),
     }
 
 
 def _compile_figures(ours: Ours) -> dict[str, Any]:
-    reserved = ours.temporaries
     return {
         "compile_seconds": ours.compile_seconds,
-        "temporaries_mib": None if reserved is None else reserved / MIB,
+        "temporaries_mib": _mib(ours.temporaries),
     }
+
+
+def _mib(num_bytes: int | None) -> float | None:
+    return None if num_bytes is None else num_bytes / MIB

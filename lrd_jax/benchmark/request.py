@@ -16,7 +16,7 @@ from lrd_jax.benchmark.axes import Point, check_context, method_at, read_sweep
 from lrd_jax.config import BaselineConfig, LladaConfig, ModelConfig
 from lrd_jax.errors import UserError
 from lrd_jax.evaluation.methods import Entries, Method, choose, read_entries
-from lrd_jax.evaluation.request import find_members
+from lrd_jax.evaluation.request import DEFAULT_TASKS, find_members
 from lrd_jax.flags import (
     Number,
     OptionalNumber,
@@ -83,9 +83,7 @@ class Flags:
     decode: bool = True
     batch_size: Number = 1
     n: OptionalNumber = None
-    tasks: Annotated[str, shown("NAME,...")] = (
-        "lists,code,sudoku,expressions,word_problems"
-    )
+    tasks: Annotated[str, shown("NAME,...")] = DEFAULT_TASKS
     prompt: Number = 128
     gen_length: Number = 64
     sharpness: Annotated[float, shown("X")] = 1.0

@@ -40,6 +40,8 @@ from lrd_jax.quantization import kind_of
 from lrd_jax.settings import check_given_once
 from lrd_jax.tasks import Task, named
 
+DEFAULT_TASKS = "lists,code,sudoku,expressions,word_problems"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
@@ -81,9 +83,7 @@ class Flags:
     """
 
     ckpt: Annotated[OptionalText, shown("DIR|NAME")] = None
-    tasks: Annotated[str, shown("NAME,...")] = (
-        "lists,code,sudoku,expressions,word_problems"
-    )
+    tasks: Annotated[str, shown("NAME,...")] = DEFAULT_TASKS
     n: Number = 1000
     split: Literal["train", "validation", "test"] = "test"
     methods: Annotated[OptionalText, shown("NAME,...|all")] = None
