@@ -38,7 +38,7 @@ def test_the_switch_prints_one_line_on_stderr(capsys):
 
 
 def test_a_phase_has_its_own_time(capsys):
-    def load():
+    def load(_):
         time.sleep(0.2)
         return None, jnp.zeros(())
 
