@@ -43,12 +43,27 @@ def test_filters_rarely_leave_nothing():
 
 
 @pytest.mark.parametrize(
-    "name", ["sort_numbers", "sort_words", "filter_numbers", "filter_words"]
+    "name", ["sort_numbers", "sort_words", "filter_numbers", "filter_words", "lookup"]
 )
 def test_no_item_to_sort_or_filter_stands_there_twice(name):
     for problem in drawn(name, 200):
         items = problem.prompt.rpartition(": ")[2].split(", ")
         assert len({*items}) == len(items) >= 3
+
+
+def test_the_same_items_are_never_filtered_in_two_splits():
+    for name in ("filter_numbers", "filter_words", "lookup"):
+        problem = drawn(name, 1)[0]
+        items = problem.prompt.rpartition(": ")[2].split(", ")
+        assert problem.group == f"{name}: {', '.join(sorted(items))}"
+
+
+def test_the_word_looked_up_is_the_only_one_with_its_letter():
+    for problem in drawn("lookup", 300):
+        rule, _, items = problem.prompt.partition(": ")
+        words, letter = items.split(", "), rule[-1]
+        place = 0 if " starts with " in rule else -1
+        assert [w for w in words if w[place] == letter] == [problem.answer]
 
 
 # Sudoku
@@ -172,13 +187,17 @@ def test_any_true_equations_do():
         assert not task.score(problem, response)
 
 
-def test_lookups_repeat_their_keys():
-    for x in drawn("lookup", 300):
-        table, wanted = re.split(r"\. Find |, look up ", x.prompt)
-        assert [pair.split(" = ")[0] for pair in x.answer.split(", ")] == (
-            wanted.split(", ")
-        )
-        assert all(pair in table for pair in x.answer.split(", "))
+def test_pairs_are_expressions_whose_last_step_takes_the_results_of_two():
+    task, expressions = tasks.find("pairs"), tasks.find("expressions")
+    for x in drawn("pairs", 300):
+        first, second, third, _ = x.answer.split("\n")
+        results = [line.split(" = ")[1] for line in (first, second)]
+        left, value = third.split(" = ")
+        assert left.split(" ")[::2] == results
+        assert eval(x.key.removeprefix("expression: ")) == int(value)
+        assert task.score(x, x.answer)
+        # What is held out of the one is held out of the other.
+        assert task.split_of(x) == expressions.split_of(x)
 
 
 def test_expressions_have_the_value_python_gives_them():
@@ -194,6 +213,7 @@ def test_every_story_is_told_with_all_its_numbers():
     assert len({x.group.split()[1] for x in problems}) == len(stories.TEMPLATES)
     for x in problems:
         told = re.findall(r"\d+", x.prompt)
+        assert len(told) == 3
         first_step = x.answer.split(" = ")[0]
         assert set(re.findall(r"\d+", first_step)) <= set(told)
         assert "{" not in x.prompt

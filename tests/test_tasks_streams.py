@@ -39,10 +39,10 @@ GOLDEN = {
     "sort_words": ["bf32db9a25a502ad", "2c6daed79db2332c", "0d6ac6aa1b24e662"],
     "reverse_list": ["b0fea4af80d23436", "08fdea31a34a49ac", "1220c3763cbff36b"],
     "reverse_letters": ["2d91651074f2e8e2", "2707cdafd12cc198", "1245a412f5760f4c"],
-    "filter_numbers": ["9e676959d6413b79", "13017ae1af380430", "cfdade941f6a3da6"],
-    "filter_words": ["2f7f177d63bc4e96", "c036e8af76d93a68", "0e8de8589376b29d"],
+    "filter_numbers": ["2b90dca6712ba0d4", "1b0e0a6016eb7dbc", "c8929a230cf90ebf"],
+    "filter_words": ["4896d56c27bf2b9c", "3f47c5c1dfdc0e84", "5cf81794183f2744"],
     "copy": ["1ce3c66d2fbdf63d", "83255f1f7976b3cf", "cbd0a0632b4dfe07"],
-    "lookup": ["1a9740c689829add", "12760a2076590bb5", "096971cef8acf554"],
+    "lookup": ["ba66f152daf78b40", "f632b65da1877d71", "6f2505a9cc02df2a"],
     "code_number": ["80a6940fd77aa667", "4fe92e29d3ff2d8f", "c80b6e47657b40d4"],
     "code_text": ["54c9ed87344f2a07", "753be4ff1276d047", "0ef4b215b313ce62"],
     "code_numbers": ["18667d1c0c9473e7", "7da7330f1945eb11", "682dc37cc152cb5e"],
@@ -54,8 +54,9 @@ GOLDEN = {
     "products": ["37acc4b3e303008a", "bdd00f004c60991b", "a361f844ad12e633"],
     "operations": ["c6261ee9d4ddb7d0", "3213475920fd236e", "e157f20a92a4a529"],
     "equations": ["7533f536dc1ca941", "f37ee2b8b2f52af9", "3f47cd02ad408c89"],
+    "pairs": ["06196ea778be56f9", "087ad13d80920695", "fa55b669203804ff"],
     "expressions": ["87822bf9d7cce6f6", "04f25b23569b4054", "5d306cc49d2148a5"],
-    "word_problems": ["954809048a27b49a", "52b11bdc05698d49", "a248b1b9b8ebbd11"],
+    "word_problems": ["cbbfef68cc7e160d", "5c6f85f5d4eaeb46", "bc5341945410ce15"],
 }
 
 

@@ -107,8 +107,18 @@ def _draw_tree(rng: random.Random) -> Tree:
     return tree
 
 
-def _expression(rng: random.Random) -> Instance:
-    tree = _draw_tree(rng)
+def _draw_pair(rng: random.Random) -> Tree:
+    """A tree whose last operation takes the results of two others."""
+    while True:
+        tree = (pick(rng, "+-*"), _grow(rng, 1), _grow(rng, 1))
+        if _plain(tree):
+            return tree
+
+
+def _expression(
+    rng: random.Random, draw: Callable[[random.Random], Tree] = _draw_tree
+) -> Instance:
+    tree = draw(rng)
     steps: list[str] = []
     value = value_of(tree, {}, steps)
     expression = _render(tree)
@@ -226,7 +236,9 @@ def _is_true(equation: str) -> bool:
     return str(solve(op, int(left), int(right))) == value
 
 
-def stepwise_task(name: str, generate: Callable[[random.Random], Instance]) -> Task:
+def stepwise_task(
+    name: str, generate: Callable[[random.Random], Instance], *, held_out: int = 5
+) -> Task:
     """A task judged, as GSM8K is, by the number after `####` alone."""
     return Task(
         name=name,
@@ -234,6 +246,7 @@ def stepwise_task(name: str, generate: Callable[[random.Random], Instance]) -> T
         generate=generate,
         extract=final_number,
         grade=one_by_one(same_number),
+        held_out=held_out,
     )
 
 
@@ -260,5 +273,11 @@ TASKS = (
     ),
     _fact_task("operations", _operations, extract=until_end, judge=_same_lines),
     _fact_task("equations", _equations, extract=until_end, judge=_true_equations),
+    # Expressions of one kind, the hardest: their groups, so their splits, are the same.
+    _fact_task(
+        "pairs",
+        functools.partial(_expression, draw=_draw_pair),
+        extract=final_number,
+    ),
     stepwise_task("expressions", _expression),
 )

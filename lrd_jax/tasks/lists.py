@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from lrd_jax.tasks.base import Instance, Payload, Task, first_line, one_by_one
 from lrd_jax.tasks.draw import between, chance, pick, sample
-from lrd_jax.tasks.vocabulary import NAMES, WORDS
+from lrd_jax.tasks.vocabulary import WORDS
 
 # Sentences with {items}; the one drawn is no part of the problem's key.
 _SORT_UP = (
@@ -47,10 +47,11 @@ _COPY = (
     "Repeat this: {items}",
 )
 _LOOKUP = (
-    "Table: {items}. Find {wanted}",
-    "Given {items}, look up {wanted}",
+    "Find the word that {rule}: {items}",
+    "Look up the word that {rule}: {items}",
 )
-LARGEST = 20  # Of the numbers in a list.
+LARGEST = 20  # Of the numbers to sort, reverse or copy.
+_LARGEST_TO_FILTER = 40  # More, so that no set of them is learned by heart.
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -147,22 +148,21 @@ def _filter(
         name=name,
         problem=f"{rule} {_join(items)}",
         answer=_join(kept) or "none",
+        # Another order, or another rule, keeps the same items for the like reasons.
+        group=_join(sorted(map(str, items))),
     )
 
 
 def _filter_numbers(rng: random.Random) -> Instance:
-    bound = between(rng, 3, LARGEST - 3)
     rules: list[tuple[str, Callable[[int], bool]]] = [
         ("even", lambda n: n % 2 == 0),
         ("odd", lambda n: n % 2 == 1),
-        (f"greater than {bound}", lambda n: n > bound),
-        (f"less than {bound}", lambda n: n < bound),
     ]
     return _filter(
         rng,
         name="filter_numbers",
         frames=_FILTER_NUMBERS,
-        items=_numbers(rng),
+        items=sample(rng, range(_LARGEST_TO_FILTER + 1), between(rng, 3, 4)),
         rules=rules,
     )
 
@@ -191,23 +191,20 @@ def _copy(rng: random.Random) -> Instance:
 
 
 def _lookup(rng: random.Random) -> Instance:
-    count = between(rng, 3, 4)
-    keys = sample(rng, NAMES if chance(rng, 0.5) else WORDS, count)
-    values: Sequence[object]
-    if chance(rng, 0.5):
-        values = [between(rng, 0, LARGEST) for _ in range(count)]
-    else:
-        values = [w for w in sample(rng, WORDS, 2 * count) if w not in keys][:count]
-    table = dict(zip(keys, values, strict=True))
-    # Mostly several keys: one value alone is little to learn from. Each is repeated
-    # before its value, which then has to be found for a key that stands beside it.
-    wanted = sample(rng, keys, between(rng, 1, 3))
-    items = ", ".join(f"{key} = {value}" for key, value in table.items())
+    """One word by its first or its last letter, which no other word of the list has."""
+    place, verb = pick(rng, ((0, "starts"), (-1, "ends")))
+    while True:
+        words = _words(rng)
+        wanted = pick(rng, words)
+        if [word[place] for word in words].count(wanted[place]) == 1:
+            break
+    rule = f"{verb} with {wanted[place]}"
     return _instance(
-        pick(rng, _LOOKUP).format(items=items, wanted=_join(wanted)),
+        pick(rng, _LOOKUP).format(rule=rule, items=_join(words)),
         name="lookup",
-        problem=f"{_join(wanted)} in {items}",
-        answer=_join([f"{key} = {table[key]}" for key in wanted]),
+        problem=f"{rule} {_join(words)}",
+        answer=wanted,
+        group=_join(sorted(words)),
     )
 
 
