@@ -2,7 +2,7 @@
 
 import pytest
 
-from lrd_jax.evaluation.statistics import paired, proportion, summarise, wilson
+from lrd_jax.evaluation.statistics import paired, proportion, reach, summarise, wilson
 
 
 @pytest.mark.parametrize(
@@ -37,16 +37,31 @@ def test_a_proportion_of_whole_clusters_is_worth_their_number():
     """Ten problems in each of 40, right together: as wide as for 40 problems."""
     values = [i < 300 for i in range(400)]
     low, high = proportion(values, [i // 10 for i in range(400)])
-    # But for the correction for few clusters, 40 / 39 * 399 / 400.
-    effect = 10 * 40 / 39 * 399 / 400
+    # But for the corrections for few clusters: 40 / 39 * 399 / 400, and Student's t of
+    # 39 and of 399 degrees of freedom.
+    effect = 10 * 40 / 39 * 399 / 400 * (2.022691 / 1.965927) ** 2
     assert (low, high) == pytest.approx(wilson(300 / effect, 400 / effect))
     assert high - low > 3 * (wilson(300, 400)[1] - wilson(300, 400)[0]) * 0.95
 
 
 def test_clusters_that_are_more_even_than_chance_do_not_make_an_interval_narrower():
     values, clusters = [True, False] * 50, [i // 2 for i in range(100)]
-    assert proportion(values, clusters) == wilson(50, 100)
+    few = (2.009575 / 1.984217) ** 2  # Student's t of 49 and of 99.
+    want = wilson(50 / few, 100 / few)
+    assert proportion(values, clusters) == pytest.approx(want, abs=1e-6)
     assert proportion([True] * 5, [0] * 5) == wilson(5, 5)
+
+
+def test_few_clusters_reach_as_far_as_students_t():
+    # t(0.975) of 28 and of 999 degrees of freedom, as tabulated.
+    assert reach(1000, 29) == pytest.approx(1.959964 * 2.048407 / 1.962341, rel=1e-5)
+    assert [reach(7, 7), reach(3, 1)] == pytest.approx([1.959964] * 2, abs=1e-6)
+    values = [1, 0, 0, -1] * 9
+    low, high = paired(values, [i // 4 for i in range(36)])[1]
+    apart = paired(values, range(36))[1]
+    # The clusters' sums are all 0: nothing but the two problems that are added.
+    assert high - low < apart[1] - apart[0]
+    assert high == pytest.approx(reach(36, 9) / 38)
 
 
 def test_paired_by_hand():
@@ -59,10 +74,10 @@ def test_paired_by_hand():
 
 
 def test_paired_goes_by_clusters():
-    values = [1, 1, 1, 0, 0, 0, 0, 0, 0]
-    together = paired(values, [i // 3 for i in range(9)])
-    apart = paired(values, range(9))
-    spread_out = paired(values, [0, 1, 2] * 3)
+    values = [1, 1, 1, 0, 0, 0, 0, 0, 0] * 4
+    together = paired(values, [i // 3 for i in range(36)])
+    apart = paired(values, range(36))
+    spread_out = paired(values, [i % 12 for i in range(36)])  # One of the 1 in each.
     assert together[0] == apart[0] == spread_out[0]
     width = [high - low for _, (low, high) in (spread_out, apart, together)]
     assert width == sorted(width)

@@ -1,4 +1,4 @@
-"""What the records of a method amount to, with intervals; plain Python."""
+"""What the records of a method amount to, with intervals."""
 
 import math
 import statistics
@@ -43,18 +43,34 @@ def cluster_variance(
     return few * math.fsum(x**2 for x in sums.values())
 
 
+def reach(problems: int, clusters: int) -> float:
+    """How many standard errors a 95 % interval reaches to each side.
+
+    More than `Z` where few clusters say how large these are: by as much as Student's t
+    of so many clusters goes beyond that of so many problems.
+
+    Source: Korn and Graubard, Survey Methodology 24 (1998), 193-201.
+    """
+    from scipy.special import stdtrit
+
+    if clusters < 2:
+        return Z
+    return float(Z * stdtrit(clusters - 1, 0.975) / stdtrit(problems - 1, 0.975))
+
+
 def proportion(
     values: Sequence[bool], clusters: Sequence[Hashable]
 ) -> tuple[float, float]:
     """Wilson's interval of the mean of `values`, which are worth fewer problems.
 
-    n is divided by how much larger the variance is than that of n independent problems;
-    where it is smaller, or cannot be told, it stays.
+    n is divided by how much larger the variance is than that of n independent problems
+    (where it is smaller, or cannot be told, by 1) and by what few clusters cost.
     """
     n, correct = len(values), sum(values)
     independent = correct * (n - correct) / n
     found = cluster_variance(values, clusters, correct / n)
     effect = max(found / independent, 1.0) if found and independent else 1.0
+    effect *= (reach(n, len({*clusters})) / Z) ** 2
     return wilson(correct / effect, n / effect)
 
 
@@ -75,7 +91,8 @@ def paired(
     found = cluster_variance(values, clusters, centre)
     if found is None:
         return total / n, None
-    half = Z * math.sqrt(found + 1 + 2 * centre**2) / (n + 2)
+    error = math.sqrt(found + 1 + 2 * centre**2) / (n + 2)
+    half = reach(n, len({*clusters})) * error
     return total / n, (max(centre - half, -1.0), min(centre + half, 1.0))
 
 
