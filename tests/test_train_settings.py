@@ -161,5 +161,6 @@ def test_what_is_missing_is_named(flags, named):
 def test_the_shipped_recipe_is_right():
     recipe = read_recipe(str(shipped_configs()["tiny_train"]))
     parse(["--config", "tiny_train", "--out", "O"])
+    parse(["--config", "tiny_finish", "--init", "tiny", "--out", "O"])
     cfg = recipe.model_config(vocab_size=384, mask_id=1, eos_ids=(0,), pad_id=0)
     assert cfg.family == "llada"
