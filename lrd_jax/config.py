@@ -151,8 +151,9 @@ class DecodeConfig(WindowConfig):
             which changes when they are decoded but not to what.
         trim_tail: once an end-of-text id is committed, open positions behind it are
             padded at once, and a row's forwards leave out what of the window it no
-            longer needs, in quarters of G. Approximate: what is left out is no longer
-            attended to. In a batch a row's numbers are its own up to rounding.
+            longer needs, in quarters of G; those over a single block (`dual`) and those
+            that fill a cache are as long as ever. Approximate: what is left out is no
+            longer attended to. In a batch a row's numbers are its own up to rounding.
     """
 
     block_length: int | None = None
@@ -247,8 +248,6 @@ class DecodeConfig(WindowConfig):
         if self.trim_tail:
             why = "true with `trim_tail`, which takes away what lies behind an end"
             check(self.stop_at_eos, "stop_at_eos", self.stop_at_eos, why)
-            why = "none with `trim_tail`: a cache holds the window in full"
-            check(self.cache == "none", "cache", self.cache, why)
         if self.refine_per_commit:
             check(
                 self.max_refine_steps > 0,

@@ -28,19 +28,28 @@ def test_the_lengths_are_quarters_rounded_up():
     assert trimmed_lengths(1) == [1]
 
 
-def test_the_model_is_run_over_the_lengths_only():
+@pytest.mark.parametrize(
+    ("beside", "lengths"),
+    [
+        ({}, {6 + 2, 6 + 4, 6 + 6, 6 + 8}),
+        (dict(cache="prefix"), {6 + 8, 2, 4, 6, 8}),
+        (dict(cache="dual", block_length=4), {6 + 8, 4}),
+    ],
+)
+def test_the_model_is_run_over_the_lengths_only(beside, lengths):
     seen = set()
 
-    def hidden(params, embeds, positions, key_mask, *cache):
-        assert positions.shape == key_mask.shape == embeds.shape[:2]
+    def hidden(params, embeds, positions, *rest):
+        assert positions.shape == embeds.shape[:2]
         seen.add(embeds.shape[1])
-        return toy.DENOISER.hidden(params, embeds, positions, key_mask, *cache)
+        return toy.DENOISER.hidden(params, embeds, positions, *rest)
 
     denoiser = dataclasses.replace(toy.DENOISER, hidden=hidden)
     ids, mask = toy.left_pad(toy.prompts(SEED))
-    decode_fn = make_decode_fn(denoiser, TRIMMED)
+    assert ids.shape[1] == 6
+    decode_fn = make_decode_fn(denoiser, dataclasses.replace(TRIMMED, **beside))
     jax.eval_shape(decode_fn, toy.params(SEED), ids, mask, jax.random.key(0))
-    assert seen == {ids.shape[1] + length for length in (2, 4, 6, 8)}
+    assert seen == lengths
 
 
 def test_nothing_behind_the_end_is_chosen_later():
@@ -57,9 +66,38 @@ def test_nothing_behind_the_end_is_chosen_later():
         assert result.committed[row, : end + 1].all()
 
 
-@pytest.mark.parametrize("block_length", [None, 4])
-def test_a_row_is_the_same_in_any_company(block_length):
-    cfg = dataclasses.replace(TRIMMED, block_length=block_length)
+def assert_same_results(got, want):
+    """Up to rounding."""
+    for field in ("tokens", "num_forwards", "commit_step", "stop_reason"):
+        np.testing.assert_array_equal(getattr(got, field), getattr(want, field))
+    np.testing.assert_allclose(got.kl, want.kl, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("cache", "block_length"), [("prefix", None), ("prefix", 4), ("dual", 4)]
+)
+def test_where_a_cache_is_exact_it_changes_nothing(cache, block_length):
+    """With one layer, and with a full forward at every step."""
+    plain = dataclasses.replace(TRIMMED, block_length=block_length)
+    cached = dataclasses.replace(plain, cache=cache, cache_lane=2)
+    rows, key = toy.left_pad(toy.prompts(SEED)), jax.random.key(0)
+    deep = toy.params(SEED, **LIKED)
+    flat = deep | {name: deep[name][:1] for name in ("query", "key", "value")}
+    want = toy.run(plain, flat, *rows, key)
+    got = toy.run(cached, flat, *rows, key)
+    assert_same_results(got, want)
+    assert (got.num_full_forwards < got.num_forwards).any()
+
+    fresh = dataclasses.replace(cached, cache_refresh_steps=1)
+    got = toy.run(fresh, deep, *rows, key)
+    assert_same_results(got, toy.run(plain, deep, *rows, key))
+
+
+@pytest.mark.parametrize(
+    ("cache", "block_length"), [("none", None), ("none", 4), ("prefix", None)]
+)
+def test_a_row_is_the_same_in_any_company(cache, block_length):
+    cfg = dataclasses.replace(TRIMMED, block_length=block_length, cache=cache)
     rows = toy.prompts(SEED)
     whole = toy.decode(cfg, rows, SEED, **LIKED)
     lengths = {int(n) for n in whole.useful_tokens}
@@ -74,13 +112,6 @@ def test_a_row_is_the_same_in_any_company(block_length):
         )
 
 
-@pytest.mark.parametrize(
-    ("beside", "message"),
-    [
-        (dict(stop_at_eos=False), "`stop_at_eos` must be true with `trim_tail`"),
-        (dict(cache="dual"), "`cache` must be none with `trim_tail`"),
-    ],
-)
-def test_what_it_cannot_go_with(beside, message):
-    with pytest.raises(UserError, match=message):
-        config(**(dict(stop_at_eos=True, trim_tail=True) | beside))
+def test_a_text_that_goes_on_behind_its_end_has_no_tail():
+    with pytest.raises(UserError, match="`stop_at_eos` must be true with `trim_tail`"):
+        config(stop_at_eos=False, trim_tail=True)

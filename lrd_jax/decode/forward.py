@@ -2,19 +2,22 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lrd_jax.base import KVCache, Params
-from lrd_jax.decode.cache import is_stale, take_seats
+from lrd_jax.decode.cache import CacheState, is_stale, take_seats
 from lrd_jax.decode.plan import Plan
 from lrd_jax.decode.state import DecodeState, Phase, take_window, text_length
 
 # Hidden rows of the active blocks, and the keys and values of all positions: given a
 # cache, the model returns one.
 Carry = tuple[Float[Array, "B W D"], KVCache | None]
+Result = TypeVar("Result")
 
 
 def forward(
@@ -22,18 +25,68 @@ def forward(
 ) -> tuple[Float[Array, "B W D"], DecodeState, Bool[Array, " B"]]:
     """Runs the model for those of `rows` that it has room for in this turn.
 
-    Without a cache that is all of them. With one, rows that open a block or whose cache
-    is too old take one of the lane's seats or wait, the others read their cache.
-    Neither call is made when no row needs it.
+    With `trim_tail` a row attends to what its own text may still need of the window,
+    so that its numbers are the same in any company, up to rounding: the arrays are as
+    long as the longest text needs. Positions left out keep the hidden rows they had.
 
     Returns:
         Hidden rows of each active block, the state with its cache as written, and
         `[B]` the rows that were run; other rows' hidden rows mean nothing.
     """
-    if plan.cfg.trim_tail:
-        return _trimmed(plan, params, state, rows), state, rows
+    if not plan.cfg.trim_tail:
+        hidden, cache, ran = _forward(plan, params, state, rows)
+        return hidden, dataclasses.replace(state, cache=cache), ran
+    gen_length = state.tokens.shape[1]
+    lengths = jnp.array(trimmed_lengths(gen_length))[_choice(plan, state)]
+    seen = jnp.arange(gen_length)[None, :] < lengths[:, None]
+    key_mask = state.key_mask.at[:, state.offset :].set(
+        state.key_mask[:, state.offset :] & seen
+    )
+    trimmed = dataclasses.replace(state, key_mask=key_mask)
+    hidden, cache, ran = _forward(plan, params, trimmed, rows)
+    in_block = take_window(seen, state.block_start, state.block_length)
+    hidden = jnp.where(in_block[..., None], hidden, state.belief.hidden)
+    return hidden, dataclasses.replace(state, cache=cache), ran
+
+
+def trimmed_lengths(gen_length: int) -> list[int]:
+    """The lengths that a window can be cut to: quarters of it, rounded up."""
+    return sorted({-(-gen_length * quarter // 4) for quarter in (1, 2, 3, 4)})
+
+
+def _choice(plan: Plan, state: DecodeState) -> Int[Array, " B"]:
+    """Which of the trimmed lengths each row's text needs."""
+    lengths = jnp.array(trimmed_lengths(state.tokens.shape[1]))
+    return jnp.searchsorted(lengths, text_length(state, plan.denoiser.eos_ids))
+
+
+def _by_length(
+    plan: Plan,
+    state: DecodeState,
+    rows: Bool[Array, " B"],
+    run: Callable[[int], Result],
+) -> Result:
+    """Calls `run` with the length of window that the longest text of `rows` needs."""
+    gen_length = state.tokens.shape[1]
+    if not plan.cfg.trim_tail:
+        return run(gen_length)
+    return jax.lax.switch(
+        jnp.max(jnp.where(rows, _choice(plan, state), 0)),
+        [functools.partial(run, length) for length in trimmed_lengths(gen_length)],
+    )
+
+
+def _forward(
+    plan: Plan, params: Params, state: DecodeState, rows: Bool[Array, " B"]
+) -> tuple[Float[Array, "B W D"], CacheState | None, Bool[Array, " B"]]:
+    """Without a cache all of `rows` are run.
+
+    With one, rows that open a block or whose cache is too old take one of the lane's
+    seats or wait, the others read their cache. Neither call is made when no row needs
+    it.
+    """
     if state.cache is None:
-        return _whole(plan, params, state, state.key_mask), state, rows
+        return _whole(plan, params, state, rows), None, rows
     cache = state.cache
     needs = rows & ((state.phase == Phase.OPEN) | is_stale(plan.cfg, cache))
     lane = min(plan.cfg.cache_lane, rows.size)
@@ -63,63 +116,27 @@ def forward(
         ),
         num_full=jnp.where(seated, cache.num_full + 1, cache.num_full),
     )
-    return hidden, dataclasses.replace(state, cache=cache), windowed | seated
-
-
-def trimmed_lengths(gen_length: int) -> list[int]:
-    """The lengths that a window can be cut to: quarters of it, rounded up."""
-    return sorted({-(-gen_length * quarter // 4) for quarter in (1, 2, 3, 4)})
-
-
-def _trimmed(
-    plan: Plan, params: Params, state: DecodeState, rows: Bool[Array, " B"]
-) -> Float[Array, "B W D"]:
-    """The prompt and as much of the window as the longest text of `rows` needs.
-
-    What a row attends to goes by its own text, so that its numbers are the same in any
-    company, up to rounding: the arrays are as long as the longest text needs.
-    Positions left out keep the hidden rows they had.
-    """
-    lengths = jnp.array(trimmed_lengths(state.tokens.shape[1]))
-    needed = text_length(state, plan.denoiser.eos_ids)
-    choice = jnp.searchsorted(lengths, needed)
-    seen = jnp.arange(state.tokens.shape[1])[None, :] < lengths[choice][:, None]
-    key_mask = state.key_mask.at[:, state.offset :].set(
-        state.key_mask[:, state.offset :] & seen
-    )
-
-    def run(length: int) -> Float[Array, "B W D"]:
-        return _whole(plan, params, state, key_mask, state.offset + length)
-
-    hidden = jax.lax.switch(
-        jnp.max(jnp.where(rows, choice, 0)),
-        [functools.partial(run, length) for length in trimmed_lengths(seen.shape[1])],
-    )
-    in_block = take_window(seen, state.block_start, state.block_length)
-    return jnp.where(in_block[..., None], hidden, state.belief.hidden)
+    return hidden, cache, windowed | seated
 
 
 def _whole(
-    plan: Plan,
-    params: Params,
-    state: DecodeState,
-    key_mask: Bool[Array, "B T"],
-    length: int | None = None,
+    plan: Plan, params: Params, state: DecodeState, rows: Bool[Array, " B"]
 ) -> Float[Array, "B W D"]:
-    """All positions of all rows, or the first `length`: zeros stand for the others."""
-    total = state.embeds.shape[1]
-    length = total if length is None else length
+    """The prompt and what of the window `rows` need; zeros stand for the others."""
 
     def run(embeds: Float[Array, "B T D"]) -> Float[Array, "B W D"]:
-        hidden, _ = plan.denoiser.hidden(
-            params,
-            embeds[:, :length],
-            state.positions[:, :length],
-            key_mask[:, :length],
-        )
-        hidden = jnp.pad(hidden, ((0, 0), (0, total - length), (0, 0)))
-        start = state.offset + state.block_start
-        return take_window(hidden, start, state.block_length)
+        def upto(length: int) -> Float[Array, "B W D"]:
+            end = state.offset + length
+            hidden, _ = plan.denoiser.hidden(
+                params,
+                embeds[:, :end],
+                state.positions[:, :end],
+                state.key_mask[:, :end],
+            )
+            start = state.offset + state.block_start
+            return take_window(_padded(hidden, embeds), start, state.block_length)
+
+        return _by_length(plan, state, rows, upto)
 
     hidden = run(state.embeds)
     if plan.guidance == 0:
@@ -132,6 +149,14 @@ def _whole(
     return guided.astype(hidden.dtype)
 
 
+def _padded(
+    hidden: Float[Array, "B L D"], embeds: Float[Array, "B T D"]
+) -> Float[Array, "B T D"]:
+    """Zeros behind the hidden rows, so that no window reaches beyond them."""
+    missing = embeds.shape[1] - hidden.shape[1]
+    return jnp.pad(hidden, ((0, 0), (0, missing), (0, 0)))
+
+
 def _windows(
     plan: Plan,
     params: Params,
@@ -142,26 +167,29 @@ def _windows(
     """The positions that are not cached, of all rows; `rows` keep what was computed.
 
     With a prefix cache these are the active block and all behind it. Rows may be at
-    different blocks, but an array has one length: each row passes the whole window of
-    G positions, and the blocks that it has done already are computed for nothing.
+    different blocks, but an array has one length: each row passes the window from its
+    beginning, and the blocks that it has done already are computed for nothing.
     """
-    lead, length = plan.denoiser.lead, state.block_length
-    first = state.block_start
-    if plan.cfg.cache == "prefix":
-        first, length = jnp.zeros_like(first), state.tokens.shape[1]
+    lead = plan.denoiser.lead
+    prefix = plan.cfg.cache == "prefix"
+    first = jnp.zeros_like(state.block_start) if prefix else state.block_start
     start = state.offset + first
-    column = first[:, None] + jnp.arange(-lead, length)[None, :]
-    hidden, slots = plan.denoiser.hidden(
-        params,
-        take_window(state.embeds, start - lead, lead + length),
-        take_window(state.positions, start - lead, lead + length),
-        state.key_mask,
-        carry[1],
-        start,
-        rows[:, None] & (column >= state.block_start[:, None] - lead),
-    )
-    block = take_window(hidden, state.block_start - first, state.block_length)
-    return block, slots
+
+    def run(length: int) -> Carry:
+        column = first[:, None] + jnp.arange(-lead, length)[None, :]
+        hidden, slots = plan.denoiser.hidden(
+            params,
+            take_window(state.embeds, start - lead, lead + length),
+            take_window(state.positions, start - lead, lead + length),
+            state.key_mask,
+            carry[1],
+            start,
+            rows[:, None] & (column >= state.block_start[:, None] - lead),
+        )
+        hidden = _padded(hidden, state.embeds)
+        return take_window(hidden, state.block_start - first, state.block_length), slots
+
+    return _by_length(plan, state, rows, run) if prefix else run(state.block_length)
 
 
 def _seats(
