@@ -42,7 +42,7 @@ def test_the_shipped_methods_are_those_of_the_table():
         "entropy_bound_soft": DecodeConfig(entropy_bound=0.1, **window),
         "klass_soft": DecodeConfig(klass_conf=0.9, **window),
         "turbo": BaselineConfig(
-            threshold=0.97, commit_order="confidence", trim_tail=True, **window
+            threshold=0.99, commit_order="confidence", trim_tail=True, **window
         ),
     }
 
