@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import toy
+from test_cache import assert_same_results
 from toy import SOFT, config
 
 from lrd_jax.decode.forward import trimmed_lengths
@@ -39,10 +40,13 @@ def test_the_lengths_are_quarters_rounded_up():
 def test_the_model_is_run_over_the_lengths_only(beside, lengths):
     seen = set()
 
-    def hidden(params, embeds, positions, *rest):
+    def hidden(params, embeds, positions, key_mask, *cache):
         assert positions.shape == embeds.shape[:2]
+        # Keys are those of a cache, if there is one: of all positions.
+        num_keys = 6 + 8 if cache else embeds.shape[1]
+        assert key_mask.shape == (embeds.shape[0], num_keys)
         seen.add(embeds.shape[1])
-        return toy.DENOISER.hidden(params, embeds, positions, *rest)
+        return toy.DENOISER.hidden(params, embeds, positions, key_mask, *cache)
 
     denoiser = dataclasses.replace(toy.DENOISER, hidden=hidden)
     ids, mask = toy.left_pad(toy.prompts(SEED))
@@ -66,13 +70,6 @@ def test_nothing_behind_the_end_is_chosen_later():
         assert result.committed[row, : end + 1].all()
 
 
-def assert_same_results(got, want):
-    """Up to rounding."""
-    for field in ("tokens", "num_forwards", "commit_step", "stop_reason"):
-        np.testing.assert_array_equal(getattr(got, field), getattr(want, field))
-    np.testing.assert_allclose(got.kl, want.kl, rtol=1e-3, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("cache", "block_length"), [("prefix", None), ("prefix", 4), ("dual", 4)]
 )
@@ -82,7 +79,7 @@ def test_where_a_cache_is_exact_it_changes_nothing(cache, block_length):
     cached = dataclasses.replace(plain, cache=cache, cache_lane=2)
     rows, key = toy.left_pad(toy.prompts(SEED)), jax.random.key(0)
     deep = toy.params(SEED, **LIKED)
-    flat = deep | {name: deep[name][:1] for name in ("query", "key", "value")}
+    flat = toy.first_layer(deep)
     want = toy.run(plain, flat, *rows, key)
     got = toy.run(cached, flat, *rows, key)
     assert_same_results(got, want)

@@ -40,6 +40,11 @@ def params(seed, **options):
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), weights(seed, **options))
 
 
+def first_layer(params):
+    """Its keys and values are functions of a position's own embedding."""
+    return params | {name: params[name][:1] for name in ("query", "key", "value")}
+
+
 def waves(positions):
     """`[n, D]` what tells positions apart; float64."""
     return np.sin(np.outer(positions, 0.3 + 0.4 * np.arange(D)))

@@ -17,7 +17,7 @@ from lrd_jax.decode.state import DecodeState, Phase, take_window, text_length
 # Hidden rows of the active blocks, and the keys and values of all positions: given a
 # cache, the model returns one.
 Carry = tuple[Float[Array, "B W D"], KVCache | None]
-Result = TypeVar("Result")
+ResultT = TypeVar("ResultT")
 
 
 def forward(
@@ -64,8 +64,8 @@ def _by_length(
     plan: Plan,
     state: DecodeState,
     rows: Bool[Array, " B"],
-    run: Callable[[int], Result],
-) -> Result:
+    run: Callable[[int], ResultT],
+) -> ResultT:
     """Calls `run` with the length of window that the longest text of `rows` needs."""
     gen_length = state.tokens.shape[1]
     if not plan.cfg.trim_tail:
@@ -124,25 +124,23 @@ def _whole(
 ) -> Float[Array, "B W D"]:
     """The prompt and what of the window `rows` need; zeros stand for the others."""
 
-    def run(embeds: Float[Array, "B T D"]) -> Float[Array, "B W D"]:
-        def upto(length: int) -> Float[Array, "B W D"]:
-            end = state.offset + length
-            hidden, _ = plan.denoiser.hidden(
-                params,
-                embeds[:, :end],
-                state.positions[:, :end],
-                state.key_mask[:, :end],
-            )
-            start = state.offset + state.block_start
-            return take_window(_padded(hidden, embeds), start, state.block_length)
+    def run(embeds: Float[Array, "B T D"], length: int) -> Float[Array, "B W D"]:
+        end = state.offset + length
+        hidden, _ = plan.denoiser.hidden(
+            params,
+            embeds[:, :end],
+            state.positions[:, :end],
+            state.key_mask[:, :end],
+        )
+        start = state.offset + state.block_start
+        return take_window(_padded(hidden, embeds), start, state.block_length)
 
-        return _by_length(plan, state, rows, upto)
-
-    hidden = run(state.embeds)
+    hidden = _by_length(plan, state, rows, functools.partial(run, state.embeds))
     if plan.guidance == 0:
         return hidden
     mask_row = plan.denoiser.embed(params, jnp.int32(plan.denoiser.mask_id))
-    blind = run(state.embeds.at[:, : state.offset].set(mask_row[None, None, :]))
+    blinded = state.embeds.at[:, : state.offset].set(mask_row[None, None, :])
+    blind = _by_length(plan, state, rows, functools.partial(run, blinded))
     # The head is linear, so guiding hidden rows guides logits: z_u + (s+1)(z_c - z_u).
     wide, blind = hidden.astype(jnp.float32), blind.astype(jnp.float32)
     guided = blind + (plan.guidance + 1.0) * (wide - blind)
